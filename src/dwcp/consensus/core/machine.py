@@ -275,6 +275,23 @@ class Machine(Protocol):
         """What a rewritten journal must hold: every promise still binding this replica."""
         ...
 
+    def payload(self, digest: bytes) -> Payload | None:
+        """A body that this engine holds, for a peer that fetches it."""
+        ...
+
+    @property
+    def view(self) -> int: ...
+
+    @property
+    def leader(self) -> int:
+        """The replica to which client payloads go now."""
+        ...
+
+    @property
+    def pending_bytes(self) -> int:
+        """Payload bytes waiting to be proposed; the host sheds load above its limit."""
+        ...
+
 
 class Signer(Protocol):
     """This replica's signing key, injected; deterministic (RFC 8032)."""
