@@ -30,7 +30,7 @@ class Relation(IntEnum):
     GREATER_EQUAL = 5
 
 
-class Compare(Record):
+class Compare(Record, frozen=True):
     """One guard of a transaction; `operand` is bytes for VALUE, an integer otherwise."""
 
     key: bytes
@@ -39,12 +39,12 @@ class Compare(Record):
     operand: bytes | int
 
 
-class Put(Record, tag=1):
+class Put(Record, frozen=True, tag=1):
     key: bytes
     value: bytes
 
 
-class Range(Record, tag=2):
+class Range(Record, frozen=True, tag=2):
     """Keys in [key, end); end b"" means the single key, end b"\\0" everything from key on.
 
     `revision` 0 reads the present; an older one reads history (`Compacted` if gone).
@@ -56,12 +56,12 @@ class Range(Record, tag=2):
     revision: int = 0
 
 
-class DeleteRange(Record, tag=3):
+class DeleteRange(Record, frozen=True, tag=3):
     key: bytes
     end: bytes = b""
 
 
-class Txn(Record, tag=4):
+class Txn(Record, frozen=True, tag=4):
     """All guards hold: `success` is applied, else `failure`; atomically, in one revision."""
 
     compare: tuple[Compare, ...] = ()
@@ -69,19 +69,19 @@ class Txn(Record, tag=4):
     failure: tuple[Put | Range | DeleteRange, ...] = ()
 
 
-class Compact(Record, tag=5):
+class Compact(Record, frozen=True, tag=5):
     """Forget history below `revision`."""
 
     revision: int
 
 
-class OpenSession(Record, tag=6):
+class OpenSession(Record, frozen=True, tag=6):
     """Makes the bundle's session known; its sequence numbers start at 1."""
 
     ttl_ms: int = 86_400_000
 
 
-class Grant(Record, tag=7):
+class Grant(Record, frozen=True, tag=7):
     """Lets `client` (public key) read and write under `prefixes`; needs an administrator's key."""
 
     client: bytes
@@ -91,7 +91,7 @@ class Grant(Record, tag=7):
     admin: bool = False
 
 
-class Revoke(Record, tag=8):
+class Revoke(Record, frozen=True, tag=8):
     client: bytes
 
 
@@ -100,7 +100,7 @@ Operation = Put | Range | DeleteRange | Txn | Compact | OpenSession | Grant | Re
 # --------------------------------------------------------------------------- answers
 
 
-class KeyValue(Record):
+class KeyValue(Record, frozen=True):
     key: bytes
     value: bytes
     create_revision: int
@@ -108,11 +108,11 @@ class KeyValue(Record):
     version: int
 
 
-class PutDone(Record, tag=1):
+class PutDone(Record, frozen=True, tag=1):
     revision: int
 
 
-class RangeDone(Record, tag=2):
+class RangeDone(Record, frozen=True, tag=2):
     """`count` is the number of keys in the range, `more` whether `limit` cut it."""
 
     revision: int
@@ -121,12 +121,12 @@ class RangeDone(Record, tag=2):
     more: bool
 
 
-class DeleteDone(Record, tag=3):
+class DeleteDone(Record, frozen=True, tag=3):
     revision: int
     deleted: int
 
 
-class TxnDone(Record, tag=4):
+class TxnDone(Record, frozen=True, tag=4):
     """`revision` after the transaction; `time_ms` the committed time of its batch."""
 
     revision: int
@@ -135,13 +135,13 @@ class TxnDone(Record, tag=4):
     results: tuple[PutDone | RangeDone | DeleteDone, ...]
 
 
-class Done(Record, tag=5):
+class Done(Record, frozen=True, tag=5):
     """The answer of Compact, OpenSession, Grant and Revoke."""
 
     revision: int
 
 
-class Failed(Record, tag=6):
+class Failed(Record, frozen=True, tag=6):
     """The operation was refused and changed nothing. `code` is one of `FAILURES`."""
 
     code: str

@@ -19,7 +19,10 @@ class MalformedFrame(CoreError):
 
 
 class LogCorrupt(CoreError):
-    """The journal is damaged before its end, so votes may be lost: this replica must not vote again under its key."""
+    """The journal is damaged before its end, so votes may be lost.
+
+    This replica must not vote again under its key.
+    """
 
 
 class DiskFailed(CoreError):
