@@ -55,9 +55,7 @@ class _Connection:
 class Clients:
     """Invariant: `_by_session[s]` is a key of `_connections` whose client and session are `s`."""
 
-    def __init__(
-        self, *, me: int, genesis: Genesis, ledger: Ledger, authenticators: Authenticators
-    ) -> None:
+    def __init__(self, *, me: int, genesis: Genesis, ledger: Ledger, authenticators: Authenticators) -> None:
         self._me = me
         self._genesis = genesis
         self._ledger = ledger
