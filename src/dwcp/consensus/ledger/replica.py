@@ -74,7 +74,7 @@ class ReplicaStatus:
 class Replica:
     """`durable`, `rotated` and `snapshot_durable` answer what `outputs` says they answer."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  collaborators are passed one by one
         self,
         *,
         me: int,
