@@ -52,7 +52,7 @@ class _Connection:
     asked: dict[int, None] = field(default_factory=dict)  # first sequences, oldest first
 
 
-class Clients:
+class ClientPort:
     """Invariant: `_by_session[s]` is a key of `_connections` whose client and session are `s`."""
 
     def __init__(self, *, me: int, genesis: Genesis, ledger: Ledger, authenticators: Authenticators) -> None:
