@@ -54,7 +54,7 @@ class Watches:
     def open(self, connection: int, request: Watch, client: Client) -> Out:
         """Begin a watch: the replay of history, then progress. A number in use is replaced."""
         self.close(connection, request.watch)
-        if not client.reads(request.prefix) and request.prefix not in client.read:
+        if not client.reads(request.prefix):
             return [_closed(connection, request, "permission_denied", f"no grant to read {request.prefix!r}")]
         own = self._connections.get(connection, {})
         if len(own) >= WATCHES_MAX:
@@ -90,14 +90,14 @@ class Watches:
             for change in self._ledger.changes(before, now):
                 self._dispatch(change, out)
         except Compacted as exc:  # a batch larger than the history kept
-            self._close_all("compacted", str(exc), out)
+            self._close_all("compacted", str(exc), before, out)
         return out
 
     def restart(self) -> Out:
         """After a snapshot was installed: what happened in between is unknown here, so all watches end."""
-        self._sent = self._ledger.revision
+        before, self._sent = self._sent, self._ledger.revision
         out: Out = []
-        self._close_all("slow", "this replica has skipped ahead: resume", out)
+        self._close_all("slow", "this replica has skipped ahead: resume", before, out)
         return out
 
     def close(self, connection: int, number: int) -> None:
@@ -136,7 +136,7 @@ class Watches:
         return cursor.sent == self._ledger.revision
 
     def _dispatch(self, change: Change, out: Out) -> None:
-        """One revision to every watch it concerns. Reads grants as they are now: a revoked client gets nothing."""
+        """One revision to every watch it concerns, under the grants of now: a revoked client gets nothing."""
         matched: dict[int, tuple[_Cursor, list[WatchEvent]]] = {}
         for event in change.events:
             for length in self._lengths:
@@ -145,7 +145,7 @@ class Watches:
                         matched.setdefault(id(cursor), (cursor, []))[1].append(event)
         for cursor, events in matched.values():
             client = self._ledger.client(cursor.client)
-            if client is None or not (client.reads(cursor.prefix) or cursor.prefix in client.read):
+            if client is None or not client.reads(cursor.prefix):
                 detail = "the grant was withdrawn"
                 closed = WatchClosed(cursor.number, "permission_denied", detail, change.revision)
                 out.append((cursor.connection, closed))
@@ -154,10 +154,11 @@ class Watches:
             out.extend(_frames(cursor, change.revision, events))
             cursor.sent = change.revision
 
-    def _close_all(self, code: str, detail: str, out: Out) -> None:
+    def _close_all(self, code: str, detail: str, before: int, out: Out) -> None:
         for own in list(self._connections.values()):
             for cursor in list(own.values()):
-                out.append((cursor.connection, WatchClosed(cursor.number, code, detail, cursor.sent + 1)))
+                resume = max(cursor.sent, before) + 1
+                out.append((cursor.connection, WatchClosed(cursor.number, code, detail, resume)))
                 self.close(cursor.connection, cursor.number)
 
 
