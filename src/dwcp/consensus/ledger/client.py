@@ -70,6 +70,7 @@ class _Pending:
     shares: dict[int, Share] = field(default_factory=dict)
     materials: dict[int, Material] = field(default_factory=dict)
     attempts_left: int = RECEIPT_ATTEMPTS_MAX
+    abandoned: bool = False  # nobody waits for the result
 
 
 @dataclass(slots=True)
@@ -85,7 +86,11 @@ class _Sent:
 
 
 class ClientSession:
-    """One session of one client. Call `flush` after `submit`, and `timer` at `due_ms`."""
+    """One session of one client. Call `flush` after `submit`, and `timer` at `due_ms`.
+
+    Sequence 0 opens the session and completes like any other; where that is
+    `Failed`, the session number was used before: begin another session.
+    """
 
     def __init__(
         self,
@@ -115,7 +120,8 @@ class ClientSession:
         self._bundles: list[_Sent] = []
         self._hints = [0] * genesis.n  # whom each replica takes for the leader
         self._silences = [0] * genesis.n  # retries that a replica was too late for
-        if next_sequence == 0:
+        self._opened = next_sequence > 0
+        if not self._opened:
             self._enqueue(kv.OpenSession(ttl_ms), receipt=False)
 
     # ----------------------------------------------------------------- surface
@@ -162,7 +168,8 @@ class ClientSession:
     def flush(self, *, now_ms: int) -> list[ToReplica]:
         """Send what is queued, as few bundles as possible, as far as the session's window reaches."""
         out: list[ToReplica] = []
-        while self._queue:
+        # Bundles may be ordered as nobody sent them: none follows the one that opens the session too soon.
+        while self._queue and (self._opened or not self._bundles):
             count = self._sendable()
             if not count:
                 break
@@ -215,13 +222,15 @@ class ClientSession:
 
     def abandon(self, sequence: int) -> None:
         """Stop waiting for an operation. Whether it happens is then unknown."""
-        pending = self._pending.pop(sequence, None)
+        pending = self._pending.get(sequence)
         if pending is None:
             return
         if pending.bundle is None:
-            # Its number stays in the queue, as a read of nothing, to keep sequences contiguous.
+            # Its number is sent all the same, as a read of nothing, to keep sequences contiguous.
             pending.operation = codec.encode(kv.Range(b""))
+            pending.abandoned = True
         else:
+            del self._pending[sequence]
             self._settle(sequence, pending)
 
     # ----------------------------------------------------------------- sending
@@ -318,7 +327,7 @@ class ClientSession:
             if pending.receipt:
                 self._take_proof(replica, pending, shares.get(answer.index), materials.get(answer.sequence))
             completed = self._tally(answer.sequence, pending)
-            if completed is not None:
+            if completed is not None and not pending.abandoned:
                 outcomes.append(completed)
         return outcomes
 
@@ -355,6 +364,7 @@ class ClientSession:
     ) -> Completed:
         del self._pending[sequence]
         self._settle(sequence, pending)
+        self._opened = self._opened or sequence == 0
         return Completed(sequence, agreed[0], _RESULT.decode(agreed[1]), receipt)
 
     def _settle(self, sequence: int, pending: _Pending) -> None:
