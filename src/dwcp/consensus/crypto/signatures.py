@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from nacl.bindings import (
     crypto_core_ed25519_is_valid_point,
     crypto_sign,
+    crypto_sign_ed25519_sk_to_curve25519,
     crypto_sign_open,
     crypto_sign_seed_keypair,
 )
@@ -31,6 +32,10 @@ class SigningKey:
 
     def sign(self, signed: bytes) -> bytes:
         return crypto_sign(signed, self._secret)[:SIGNATURE_SIZE]
+
+    def exchange_secret(self) -> bytes:
+        """The X25519 secret of the same key (RFC 7748), for authenticators between two static keys."""
+        return crypto_sign_ed25519_sk_to_curve25519(self._secret)
 
     def __repr__(self) -> str:
         return f"SigningKey({self.public.hex()[:8]}…)"

@@ -1,0 +1,213 @@
+"""Every metric's name, and how logs look. Services count here and nowhere else.
+
+A metric that is not in `METRICS` cannot be used. Units are suffixes. Logs are JSON
+lines on standard output: an event name and key-values.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.process_collector import ProcessCollector
+
+
+class Kind(StrEnum):
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric: its name ends in its unit, its help is a sentence."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+FAST_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+
+METRICS: tuple[Metric, ...] = (
+    # every service
+    Metric("dwcp_build_info", Kind.GAUGE, "Always 1; its labels say what runs.", ("service", "version")),
+    Metric("dwcp_ready", Kind.GAUGE, "1 while the service answers ready."),
+    Metric(
+        "dwcp_request_duration_seconds", Kind.HISTOGRAM, "Time to answer HTTP requests.", ("method", "status")
+    ),
+    Metric(
+        "dwcp_http_rejected_total", Kind.COUNTER, "HTTP requests refused before their route.", ("reason",)
+    ),
+    Metric("dwcp_up", Kind.GAUGE, "1 if the component answered the last probe.", ("component",)),
+    Metric("dwcp_breaker_state", Kind.GAUGE, "0 closed, 1 half open, 2 open.", ("dependency",)),
+    # consensus nodes
+    Metric("dwcp_consensus_view", Kind.GAUGE, "The view this replica is in."),
+    Metric("dwcp_consensus_voting", Kind.GAUGE, "1 if this replica votes, 0 if it only learns."),
+    Metric("dwcp_consensus_decided_index", Kind.GAUGE, "Highest index that is decided here."),
+    Metric("dwcp_consensus_executed_index", Kind.GAUGE, "Highest index that is executed here."),
+    Metric("dwcp_consensus_checkpoint_index", Kind.GAUGE, "Index of the last stable checkpoint."),
+    Metric("dwcp_consensus_view_changes_total", Kind.COUNTER, "Views entered after the first."),
+    Metric("dwcp_consensus_operations_total", Kind.COUNTER, "Operations executed."),
+    Metric("dwcp_consensus_batch_operations", Kind.HISTOGRAM, "Operations in a batch."),
+    Metric("dwcp_consensus_pending_bytes", Kind.GAUGE, "Bundles that wait to be ordered."),
+    Metric("dwcp_consensus_accusations_total", Kind.COUNTER, "Provable misbehaviour seen.", ("kind",)),
+    Metric("dwcp_consensus_state_transfers_total", Kind.COUNTER, "Snapshots installed from peers."),
+    Metric("dwcp_journal_sync_seconds", Kind.HISTOGRAM, "Time of one journal sync."),
+    Metric("dwcp_journal_written_bytes_total", Kind.COUNTER, "Bytes appended to the journal."),
+    Metric("dwcp_peer_connected", Kind.GAUGE, "1 while the link to that replica is up.", ("peer",)),
+    Metric("dwcp_peer_sent_bytes_total", Kind.COUNTER, "Bytes sent to that replica.", ("peer",)),
+    Metric("dwcp_peer_received_bytes_total", Kind.COUNTER, "Bytes received from that replica.", ("peer",)),
+    Metric("dwcp_peer_dropped_total", Kind.COUNTER, "Frames dropped because a queue was full.", ("peer",)),
+    Metric(
+        "dwcp_link_refused_total", Kind.COUNTER, "Connections closed before or for their frames.", ("reason",)
+    ),
+    Metric("dwcp_ledger_sessions", Kind.GAUGE, "Client sessions known."),
+    Metric("dwcp_ledger_connections", Kind.GAUGE, "Client connections open."),
+    Metric("dwcp_ledger_watches", Kind.GAUGE, "Watches open."),
+    # manager
+    Metric("dwcp_manager_workloads", Kind.GAUGE, "Workloads by state.", ("state",)),
+    Metric(
+        "dwcp_manager_transitions_total", Kind.COUNTER, "State changes committed by this process.", ("state",)
+    ),
+    Metric("dwcp_manager_conflicts_total", Kind.COUNTER, "Transactions that lost a comparison.", ("step",)),
+    Metric("dwcp_manager_placement_seconds", Kind.HISTOGRAM, "From pending to placed."),
+    Metric("dwcp_manager_refused_total", Kind.COUNTER, "Jobs refused at submission.", ("reason",)),
+    # allocator
+    Metric("dwcp_maddpg_optimization_total", Kind.COUNTER, "Placements computed.", ("policy",)),
+    Metric("dwcp_maddpg_optimization_seconds", Kind.HISTOGRAM, "Time to compute a placement."),
+    Metric(
+        "dwcp_maddpg_optimization_infeasible_total",
+        Kind.COUNTER,
+        "Requests that no node could meet.",
+        ("resource",),
+    ),
+    Metric(
+        "dwcp_maddpg_optimization_reward",
+        Kind.GAUGE,
+        "Mean reward of the learned policy; 0 while there is none.",
+    ),
+    # data path
+    Metric("dwcp_compression_predictions_total", Kind.COUNTER, "Codec choices made.", ("codec", "tier")),
+    Metric("dwcp_ship_raw_bytes_total", Kind.COUNTER, "Bytes moved before compression.", ("direction",)),
+    Metric("dwcp_ship_wire_bytes_total", Kind.COUNTER, "Bytes moved after compression.", ("direction",)),
+    Metric(
+        "dwcp_ship_refused_total",
+        Kind.COUNTER,
+        "Transfers refused because something did not verify.",
+        ("reason",),
+    ),
+    Metric("dwcp_chunk_store_bytes", Kind.GAUGE, "Bytes held by the chunk store."),
+    # agent
+    Metric("dwcp_agent_attempts", Kind.GAUGE, "Attempts held here by state.", ("state",)),
+    Metric("dwcp_agent_attempts_total", Kind.COUNTER, "Attempts ended here by outcome.", ("outcome",)),
+    Metric("dwcp_agent_lease_renewals_total", Kind.COUNTER, "Lease renewals by result.", ("result",)),
+    Metric("dwcp_agent_work_stopped_total", Kind.COUNTER, "Commands stopped before their end.", ("reason",)),
+    # monitoring
+    Metric(
+        "dwcp_cluster_can_lose", Kind.GAUGE, "Replicas that may still fail before writes stop.", ("cluster",)
+    ),
+    Metric("dwcp_cluster_lag", Kind.GAUGE, "Entries that the slowest replica is behind.", ("cluster",)),
+    Metric("dwcp_probe_seconds", Kind.HISTOGRAM, "Time of one health probe.", ("component",)),
+)
+
+_COUNT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class Telemetry:
+    """The metrics of one process. An unknown name or label is our own mistake and raises at once."""
+
+    def __init__(self, service: str, *, version: str) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        self._known = {metric.name: metric for metric in METRICS}
+        self._made: dict[str, Counter | Gauge | Histogram] = {}
+        self.gauge("dwcp_build_info", 1, service=service, version=version)
+
+    def count(self, name: str, by: float = 1, **labels: str) -> None:
+        """Adds to a counter."""
+        self._child(name, Kind.COUNTER, labels).inc(by)
+
+    def gauge(self, name: str, value: float, **labels: str) -> None:
+        """Sets a gauge."""
+        self._child(name, Kind.GAUGE, labels).set(value)
+
+    def observe(self, name: str, value: float, **labels: str) -> None:
+        """Records one value of a histogram."""
+        self._child(name, Kind.HISTOGRAM, labels).observe(value)
+
+    def touch(self, name: str, **labels: str) -> None:
+        """Shows a metric at 0 before its first event, so that a query finds it."""
+        self._child(name, self._known[name].kind, labels)
+
+    def exposition(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self._registry)
+
+    def _child(
+        self, name: str, kind: Kind, labels: dict[str, str]
+    ) -> Any:  # Any: prometheus types the three apart
+        made = self._made.get(name)
+        if made is None:
+            made = self._made[name] = self._make(self._known[name])
+        if self._known[name].kind is not kind:
+            raise TypeError(f"{name} is a {self._known[name].kind}, not a {kind}")
+        return made.labels(**labels) if labels else made
+
+    def _make(self, metric: Metric) -> Counter | Gauge | Histogram:
+        match metric.kind:
+            case Kind.COUNTER:
+                return Counter(metric.name, metric.help, metric.labels, registry=self._registry)
+            case Kind.GAUGE:
+                return Gauge(metric.name, metric.help, metric.labels, registry=self._registry)
+            case Kind.HISTOGRAM:
+                buckets = FAST_SECONDS if metric.name.endswith("_seconds") else _COUNT_BUCKETS
+                return Histogram(
+                    metric.name, metric.help, metric.labels, registry=self._registry, buckets=buckets
+                )
+
+
+def setup_logs(service: str, *, level: str = "info") -> structlog.stdlib.BoundLogger:
+    """JSON lines on standard output, ours and the libraries'; returns the service's logger."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
+        structlog.processors.dict_tracebacks,
+    ]
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(ensure_ascii=False),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for noisy in ("httpx", "httpcore", "uvicorn", "uvicorn.error", "asyncio"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    logger: structlog.stdlib.BoundLogger = structlog.get_logger(service).bind(
+        service=service, pid=os.getpid()
+    )
+    return logger
