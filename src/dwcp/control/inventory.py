@@ -14,7 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from dwcp.api.kv import KeyValue, Put, Range, RangeDone, Txn, TxnDone
-from dwcp.api.workloads import Allocation, Capacity, Node, Output, Spec, State, WorkloadState
+from dwcp.api.workloads import FINAL_STATES, Allocation, Capacity, Node, Output, Spec, State, WorkloadState
 
 LEASED = frozenset({State.PLACED, State.RUNNING})
 RESOURCES = ("cpu_milli", "memory_mib", "storage_mib", "bandwidth_mbps")
@@ -94,6 +94,7 @@ class Inventory:
     _outputs: dict[str, dict[int, Output]] = field(default_factory=dict)
     _nodes: dict[str, Node] = field(default_factory=dict)
     _allocations: dict[str, Allocation] = field(default_factory=dict)
+    _active: set[str] = field(default_factory=set)
 
     # ------------------------------------------------------------------ reading
 
@@ -107,7 +108,14 @@ class Inventory:
 
     def workloads(self) -> list[WorkloadEntry]:
         """In order of submission."""
-        entries = [entry for name in self._specs if (entry := self.workload(name)) is not None]
+        return self._sorted(self._specs)
+
+    def active(self) -> list[WorkloadEntry]:
+        """Those that have not ended, in order of submission; its cost does not grow with history."""
+        return self._sorted(self._active)
+
+    def _sorted(self, names: Iterable[str]) -> list[WorkloadEntry]:
+        entries = [entry for name in names if (entry := self.workload(name)) is not None]
         return sorted(entries, key=lambda entry: (entry.spec.submitted_ms, entry.id))
 
     def node(self, name: str) -> NodeEntry | None:
@@ -183,7 +191,10 @@ class Inventory:
                 _keep(self._specs, name, value, Spec)
             case b"state":
                 before = self._states.get(name)
+                self._active.discard(name)
                 after = _keep(self._states, name, value, WorkloadState)
+                if after is not None and after.state not in FINAL_STATES:
+                    self._active.add(name)
                 return Transition(name, before, after) if after is not None else None
             case b"out":
                 _keep(self._outputs.setdefault(name, {}), int(match[4] or 0), value, Output)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dwcp.api.workloads import FINAL_STATES, State
+from dwcp.api.workloads import State
 from dwcp.control.inventory import LEASED, Inventory, NodeEntry, WorkloadEntry
 from dwcp.control.jobs import duration_ms
 
@@ -55,7 +55,7 @@ Decision = Place | Expire | Cancel | MissDeadline | Sweep
 
 def decide(inventory: Inventory, *, now_ms: int) -> list[Decision]:
     """Everything due at `now_ms`: what frees capacity first, then placements by priority and age."""
-    workloads = inventory.workloads()
+    workloads = inventory.active()
     freeing: list[Decision] = [*_sweeps(inventory)]
     freeing += [
         Expire(entry) for entry in workloads if entry.leased and now_ms > entry.state.lease_deadline_ms
@@ -74,7 +74,7 @@ def decide(inventory: Inventory, *, now_ms: int) -> list[Decision]:
 def next_due_ms(inventory: Inventory, *, now_ms: int) -> int | None:
     """When `decide` may say more than now, by the clock alone; None: not before something changes."""
     due: list[int] = []
-    for entry in inventory.workloads():
+    for entry in inventory.active():
         if entry.leased:
             due.append(entry.state.lease_deadline_ms + 1)
         elif entry.state.state is State.PENDING and not entry.state.deadline_missed:
@@ -90,7 +90,7 @@ def deadline_of(workload: WorkloadEntry) -> int:
 
 def busy(inventory: Inventory) -> bool:
     """Whether any workload has not ended."""
-    return any(entry.state.state not in FINAL_STATES for entry in inventory.workloads())
+    return bool(inventory.active())
 
 
 def _sweeps(inventory: Inventory) -> list[Sweep]:
