@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from dwcp.allocation.feasibility import choose, feasible, reasons
 from dwcp.allocation.fleet import Fleet, FleetMalformed, Floats, Ints, fleet_of, quantities
-from dwcp.allocation.heuristics import DEFAULT, HEURISTICS, Wanted
+from dwcp.allocation.heuristics import DEFAULT, HEURISTICS, Links, Wanted
 from dwcp.api.allocator import Candidate, PlaceAnswer, PlaceRequest
 from dwcp.api.workloads import Capacity
 
@@ -16,11 +16,15 @@ class PolicyUnknown(ValueError):
 
 
 def decide(
-    wanted: PlaceRequest, *, reserved: Mapping[str, Capacity] | None = None, fallback: bool = False
+    wanted: PlaceRequest,
+    *,
+    reserved: Mapping[str, Capacity] | None = None,
+    links: Links | None = None,
+    fallback: bool = False,
 ) -> PlaceAnswer:
     """The node for a workload, with a verdict on every node. Raises `PolicyUnknown`, `FleetMalformed`.
 
-    `reserved` is what is promised to others, by node. `fallback` only marks the
+    `reserved` is what is promised to others, by node; `links` the sites' links. `fallback` only marks the
     answer: the rules are the same wherever they are computed.
     """
     policy = wanted.policy or DEFAULT
@@ -31,7 +35,7 @@ def decide(
     fleet = fleet_of(wanted.nodes, workload=wanted.workload, reserved=reserved)
     demand = quantities(wanted.demand, where="demand")
     mask = feasible(fleet, demand, site=wanted.site)
-    scores = HEURISTICS[policy](fleet, Wanted(demand, wanted.data_site, wanted.data_bytes))
+    scores = HEURISTICS[policy](fleet, Wanted(demand, wanted.data_site, wanted.data_bytes, links or {}))
     row = choose(scores, mask)
     candidates = _candidates(fleet, demand, scores, site=wanted.site)
     return PlaceAnswer(

@@ -7,8 +7,8 @@ was the best against costs that include the wide area network.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,6 +19,9 @@ WAN_HALF_S = 60.0  # a transfer of this length costs half of the most that a tra
 WAN_WEIGHT = 1.0  # λ of balance − λ·WAN
 
 
+Links = Mapping[str, tuple[float, float]]  # site -> (uplink, downlink), Mbit/s
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What is placed: `demand` [R] int64, and the data that would have to travel."""
@@ -26,6 +29,7 @@ class Wanted:
     demand: Ints
     data_site: str = ""
     data_bytes: int = 0
+    links: Links = field(default_factory=dict)
 
 
 Heuristic = Callable[[Fleet, Wanted], Floats]
@@ -64,13 +68,17 @@ def balance_wan(fleet: Fleet, wanted: Wanted) -> Floats:
 def wan_cost(fleet: Fleet, wanted: Wanted) -> Floats:
     """[N] in 0 … 1: t / (t + 60 s), t = the time to ship the data over the slower of both links.
 
-    A site's link is the best of its nodes' links; a link of 0 costs the most.
+    A site without a known link has the best of its nodes' own; a link of 0 costs the most.
     """
     if not wanted.data_site or not wanted.data_bytes:
         return np.zeros(len(fleet.nodes))
-    links = fleet.capacity[:, BANDWIDTH].astype(np.float64)
-    source = [links[row] for row, node in enumerate(fleet.nodes) if node.site == wanted.data_site]
-    megabits = np.minimum(links, max(source, default=0.0))
+    own = fleet.capacity[:, BANDWIDTH].astype(np.float64)
+    best = max(
+        (own[row] for row, node in enumerate(fleet.nodes) if node.site == wanted.data_site), default=0.0
+    )
+    uplink = wanted.links.get(wanted.data_site, (best, 0.0))[0]
+    downlinks = [wanted.links.get(node.site, (0.0, own[row]))[1] for row, node in enumerate(fleet.nodes)]
+    megabits = np.minimum(np.array(downlinks), uplink)
     with np.errstate(divide="ignore"):
         seconds = np.where(megabits > 0, wanted.data_bytes * 8 / 1e6 / megabits, np.inf)
     cost = np.where(np.isinf(seconds), 1.0, seconds / (np.minimum(seconds, 1e18) + WAN_HALF_S))

@@ -16,6 +16,7 @@ async def main(config: AllocatorConfig, process: Process) -> None:
         reservation_ms=config.reservation_ms,
         clock=process.clock,
         telemetry=process.telemetry,
+        links={link.site: (link.uplink_mbps, link.downlink_mbps) for link in config.links},
     )
     process.health.add(
         "policy", lambda: Check(Verdict.OK, NO_MODEL, {"model": "none", "policy": desk.policy})

@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request, Response
 
 from dwcp.allocation.decide import PolicyUnknown, decide
 from dwcp.allocation.fleet import FleetMalformed
-from dwcp.allocation.heuristics import HEURISTICS
+from dwcp.allocation.heuristics import HEURISTICS, Links
 from dwcp.allocation.reservations import Reservations
 from dwcp.api.allocator import (
     NODES_MAX,
@@ -34,8 +34,17 @@ _NOTHING = Capacity(cpu_milli=0, memory_mib=0, storage_mib=0, bandwidth_mbps=0)
 class Desk:
     """Answers placement requests; remembers reservations and the nodes of the last request."""
 
-    def __init__(self, *, policy: str, reservation_ms: int, clock: Clock, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        *,
+        policy: str,
+        reservation_ms: int,
+        clock: Clock,
+        telemetry: Telemetry,
+        links: Links | None = None,
+    ) -> None:
         self.policy = policy
+        self._links = links or {}
         self._clock = clock
         self._telemetry = telemetry
         self._reservations = Reservations(ttl_ms=reservation_ms)
@@ -50,7 +59,7 @@ class Desk:
         started_ns, now_ms = boottime_ns(), self._clock.now_ms()
         reserved = self._reservations.by_node(wanted.nodes, workload=wanted.workload, now_ms=now_ms)
         chosen = msgspec.structs.replace(wanted, policy=wanted.policy or self.policy)
-        answer = decide(chosen, reserved=reserved)
+        answer = decide(chosen, reserved=reserved, links=self._links)
         self._seen, self._seen_ms = wanted.nodes, now_ms
         if answer.node:
             self._reservations.reserve(wanted.workload, answer.node, wanted.demand, now_ms=now_ms)
