@@ -15,9 +15,11 @@ import msgspec
 
 from dwcp.api.kv import KeyValue, Put, Range, RangeDone, Txn, TxnDone
 from dwcp.api.workloads import FINAL_STATES, Allocation, Capacity, Node, Output, Spec, State, WorkloadState
+from dwcp.control.errors import JobRefused
+from dwcp.control.jobs import RESOURCES, check_job
 
+QUANTITY_MAX = 2**40
 LEASED = frozenset({State.PLACED, State.RUNNING})
-RESOURCES = ("cpu_milli", "memory_mib", "storage_mib", "bandwidth_mbps")
 
 _KEY = re.compile(rb"/(w)/([^/]+)/(spec|state|out)(?:/([0-9]{1,9}))?|/(n)/([^/]+)/(info|alloc)")
 _ABSENT = WorkloadState(state=State.UNKNOWN, reason="the control log holds no state for it")
@@ -181,14 +183,18 @@ class Inventory:
         try:
             name = (match[2] or match[6]).decode()
             return self._sort(match, name, value)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, JobRefused) as exc:
             self.damaged[key] = str(exc)
+            for kept in (self._specs, self._nodes) if value is not None else ():
+                kept.pop(key.split(b"/")[2].decode("utf-8", "replace"), None)
             return None
 
     def _sort(self, match: re.Match[bytes], name: str, value: bytes | None) -> Transition | None:
         match match[3] or match[7]:
             case b"spec":
-                _keep(self._specs, name, value, Spec)
+                kept = _keep(self._specs, name, value, Spec)
+                if kept is not None:
+                    check_job(kept.job)
             case b"state":
                 before = self._states.get(name)
                 self._active.discard(name)
@@ -199,10 +205,21 @@ class Inventory:
             case b"out":
                 _keep(self._outputs.setdefault(name, {}), int(match[4] or 0), value, Output)
             case b"info":
-                _keep(self._nodes, name, value, Node)
+                node = _keep(self._nodes, name, value, Node)
+                if node is not None:
+                    _check_amount(node.capacity)
             case b"alloc":
-                _keep(self._allocations, name, value, Allocation)
+                allocation = _keep(self._allocations, name, value, Allocation)
+                for placed in allocation.placed if allocation is not None else ():
+                    _check_amount(placed.demand)
         return None
+
+
+def _check_amount(amount: Capacity) -> None:
+    """Refuses what no machine has, before anybody computes with it."""
+    for name in RESOURCES:
+        if not 0 <= getattr(amount, name) <= QUANTITY_MAX:
+            raise msgspec.ValidationError(f"{name}: {getattr(amount, name)} is out of range")
 
 
 def _keep(kept: dict[T, T2], name: T, value: bytes | None, shape: type[T2]) -> T2 | None:

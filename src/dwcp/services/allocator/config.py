@@ -20,7 +20,7 @@ class Link(Settings, frozen=True):
     downlink_mbps: Annotated[float, Meta(gt=0, description="what it receives, Mbit/s")]
 
 
-class AllocatorConfig(ServiceConfig, frozen=True):
+class AllocatorConfig(ServiceConfig, frozen=True, kw_only=True):
     """`maddpg-allocator`: what the allocator needs beside what every service needs."""
 
     policy: Annotated[str, Meta(description="placement rule where a request names none")] = DEFAULT

@@ -30,7 +30,7 @@ class AgentAddress(Settings, frozen=True):
     url: Annotated[str, Meta(description="https address of its agent")]
 
 
-class ManagerConfig(ServiceConfig, frozen=True):
+class ManagerConfig(ServiceConfig, frozen=True, kw_only=True):
     """`dwcp-manager`: what the manager needs beside what every service needs."""
 
     allocator: Annotated[str, Meta(description="https address of the allocator")]

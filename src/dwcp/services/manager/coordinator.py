@@ -8,6 +8,7 @@ so that a test can interleave two of it step by step.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import structlog
 
@@ -33,7 +34,7 @@ from dwcp.control.recovery import Recovery
 from dwcp.runtime.failpoints import failpoint
 from dwcp.runtime.telemetry import Telemetry
 from dwcp.services.manager.events import Events
-from dwcp.services.manager.ports import Committed, ControlLog, Placer, ReceiptStore
+from dwcp.services.manager.ports import Committed, ControlLog, Placer, ReceiptStore, ReceiptUnwanted
 
 TRIES = 3  # at a transaction that others keep overtaking, before the caller or the next round tries
 SWEEP_AFTER_MS = 5_000
@@ -73,16 +74,19 @@ class Coordinator:
         self._suspects: dict[tuple[str, str, int, int], int] = {}  # a possible orphan -> since when
         self.inventory = Inventory()
         self.loaded = False
+        self.read_revision = 0  # everything up to it has been read
 
     # ------------------------------------------------------------------ reading
 
     async def refresh(self, *, linearizable: bool) -> None:
         """Reads everything; raises the port's errors, and then nothing has changed."""
+        revisions = []
         for prefix in (NODES, WORKLOADS):
             kvs, revision = await self._log.read(prefix, linearizable=linearizable)
             self._noticed(self.inventory.load(kvs, prefix=prefix, revision=revision))
+            revisions.append(revision)
         if linearizable:
-            self.loaded = True
+            self.loaded, self.read_revision = True, min(revisions)
 
     def heard(self, key: bytes, value: bytes | None, revision: int) -> None:
         """One event of a watch."""
@@ -347,14 +351,17 @@ class Coordinator:
     async def _keep(self, workload: str, committed: Committed) -> None:
         entry = self.inventory.workload(workload)
         if committed.receipt is not None and entry is not None:
-            state = entry.state
-            await self._receipts.keep(
-                StoredReceipt(
-                    workload=workload,
-                    attempt=state.attempt,
-                    kind=state.state.value,
-                    receipt=committed.receipt,
-                )
+            await self._store(entry, entry.state.state.value, committed.receipt)
+
+    async def _store(self, entry: WorkloadEntry, kind: str, receipt: dict[str, Any]) -> None:
+        """A copy that cannot be stored stops nothing: the fact is in the log."""
+        attempt = entry.state.attempt
+        kept = StoredReceipt(workload=entry.id, attempt=attempt, kind=kind, receipt=receipt)
+        try:
+            await self._receipts.keep(kept)
+        except (OSError, ReceiptUnwanted) as exc:
+            self._logger.warning(
+                "receipt.failed", workload=entry.id, attempt=attempt, kind=kind, error=str(exc)
             )
 
     async def _witness(self) -> None:
@@ -383,12 +390,7 @@ class Coordinator:
         committed = await self._log.txn(txn, receipt=True)
         self._noticed(self.inventory.committed(txn, committed.done))
         if committed.done.succeeded and committed.receipt is not None:
-            kind = f"observed-{entry.state.state.value}"
-            await self._receipts.keep(
-                StoredReceipt(
-                    workload=entry.id, attempt=entry.state.attempt, kind=kind, receipt=committed.receipt
-                )
-            )
+            await self._store(entry, f"observed-{entry.state.state.value}", committed.receipt)
 
     # ------------------------------------------------------------------ telling
 

@@ -26,9 +26,14 @@ OVERDUE_MS = 50  # committed time may trail this clock a little: asking at once 
 
 
 class Watcher(Protocol):
-    """The control log's watch, narrowed: (key, value or None, revision), in order, for ever."""
+    """The control log's watch, narrowed: (key, value or None, revision), in order, for ever.
 
-    def watch(self, prefix: bytes) -> AsyncIterator[tuple[bytes, bytes | None, int]]: ...
+    `from_revision` is the first one wanted. Raises `LogUnreachable`, or `LogRefused` where that is forgotten.
+    """
+
+    def watch(
+        self, prefix: bytes, *, from_revision: int
+    ) -> AsyncIterator[tuple[bytes, bytes | None, int]]: ...
 
 
 @dataclass(slots=True)
@@ -54,6 +59,7 @@ class Loop:
     probe_ms: int
     condition: Condition = field(default_factory=Condition)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _read: asyncio.Event = field(default_factory=asyncio.Event)
     _read_ms: int | None = None
 
     def wake(self) -> None:
@@ -94,6 +100,7 @@ class Loop:
         if self._read_ms is None or now_ms - self._read_ms >= every_ms:
             await self.coordinator.refresh(linearizable=True)
             self._read_ms = now_ms
+            self._read.set()
         await self.coordinator.step()
         self.dependencies.succeeded(CONTROL_LOG)
         self.condition.problem, self.condition.at_ms = "", self.clock.monotonic_ms()
@@ -109,14 +116,17 @@ class Loop:
     async def _follow(self, prefix: bytes) -> None:
         """Watches are hints: one that breaks costs only the time to the next read."""
         recovery = Recovery()
+        await self._read.wait()
         while True:
+            since = self.coordinator.read_revision + 1
             try:
-                async for key, value, revision in self.watcher.watch(prefix):
+                async for key, value, revision in self.watcher.watch(prefix, from_revision=since):
                     recovery.forget("watch")
                     self.coordinator.heard(key, value, revision)
                     self.wake()
             except (LogUnreachable, LogRefused) as exc:
                 self.log.warning("watch.failed", prefix=prefix.decode(), error=str(exc))
+            self._read_ms = None  # what was missed is found by reading
             wait_ms = recovery.failed("watch", now_ms=self.clock.monotonic_ms())
             await asyncio.sleep(wait_ms / 1000)
 

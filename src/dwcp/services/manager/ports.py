@@ -21,6 +21,10 @@ class LogRefused(Exception):
     """The control log refused the operation as it stands; the message says why (grants, limits, quota)."""
 
 
+class ReceiptUnwanted(ValueError):
+    """That is no receipt of a workload; send workload, attempt, kind and the receipt's JSON."""
+
+
 @dataclass(frozen=True, slots=True)
 class Committed:
     """A transaction's answer; `receipt` is the receipt's JSON where one was asked for and gathered."""

@@ -12,14 +12,11 @@ import msgspec
 from dwcp.api.manager import StoredReceipt
 from dwcp.api.workloads import State
 from dwcp.runtime.layout import ensure
+from dwcp.services.manager.ports import ReceiptUnwanted
 
 KINDS = frozenset(state.value for state in State) | frozenset(f"observed-{state.value}" for state in State)
 _FILE = re.compile(r"([0-9]{1,9})-([a-z-]+)\.json")
 _IDENTITY = re.compile(r"w-[a-z2-7]{10}")
-
-
-class ReceiptUnwanted(ValueError):
-    """That is no receipt of a workload; send workload, attempt, kind and the receipt's JSON."""
 
 
 class ReceiptFiles:
