@@ -181,14 +181,15 @@ class Coordinator:
                 attempt=workload.state.attempt + 1,
                 policy=answer.policy,
             )
+            sent_ms = self._now_ms()
             txn = placement.place(
-                workload, node, now_ms=self._now_ms(), lease_ms=self._lease_ms, policy=answer.policy
+                workload, node, now_ms=sent_ms, lease_ms=self._lease_ms, policy=answer.policy
             )
             failpoint("manager.place.before_commit")
             committed = await self._commit("place", txn, identity, receipt=True)
             if committed.done.succeeded:
                 return
-            self._check_clock(committed)
+            self._check_clock(committed, sent_ms=sent_ms)
         self._recovery.failed(identity, now_ms=self._now_ms())
 
     async def _propose(self, workload: WorkloadEntry, *, alone: bool) -> PlaceAnswer:
@@ -242,9 +243,12 @@ class Coordinator:
         self._recovery.failed(workload.id, now_ms=self._now_ms())
         self._tell(workload.id, EventKind.WAITING, attempt=workload.state.attempt, reason=answer.reason)
 
-    def _check_clock(self, committed: Committed) -> None:
-        off_ms = self._now_ms() - committed.done.time_ms
-        if abs(off_ms) > placement.SKEW_MS:
+    def _check_clock(self, committed: Committed, *, sent_ms: int) -> None:
+        """A transaction is committed between its sending and its answer, or some clock is wrong."""
+        early_ms = sent_ms - committed.done.time_ms
+        late_ms = committed.done.time_ms - self._now_ms()
+        off_ms = max(early_ms, late_ms)
+        if off_ms > placement.SKEW_MS:
             raise ClockSkewed(
                 f"this machine's clock is {off_ms} ms away from committed time; for a lease at most"
                 f" {placement.SKEW_MS} ms are allowed: synchronise it (chrony, ntp)"
