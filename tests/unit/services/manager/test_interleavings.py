@@ -32,7 +32,7 @@ from dwcp.api.workloads import (
     node_key,
     state_key,
 )
-from dwcp.control.errors import ControlError
+from dwcp.control.errors import ClockSkewed, ControlError
 from dwcp.services.manager.coordinator import Coordinator
 
 LEASE_MS = 3_000
@@ -115,12 +115,19 @@ class World:
 
     # ------------------------------------------------------------------ actors
 
-    async def manager(self) -> None:
-        mine = coordinator(self.log, lease_ms=LEASE_MS, receipts=self.receipts)
+    async def manager(self, *, ahead_ms: int = 0) -> None:
+        """`ahead_ms`: how wrong its clock is; beyond a second it may still expire, never place."""
+        log = self.log
+        mine = coordinator(
+            log, lease_ms=LEASE_MS, receipts=self.receipts, now_ms=lambda: log.now_ms + ahead_ms
+        )
         while True:
             await mine.refresh(linearizable=True)
             for _ in range(self.rng.randint(1, 4)):  # several rounds on one view, as between watches
-                await mine.step()
+                try:
+                    await mine.step()
+                except ClockSkewed:
+                    assert abs(ahead_ms) > 1_000
                 await Turn()
 
     async def submitter(self, name: str) -> None:
@@ -195,7 +202,11 @@ class World:
 
     def run(self, turns: int) -> None:
         """Random turns with crashes, then calm until everything has ended."""
-        makers: dict[str, Any] = {"manager-a": self.manager, "manager-b": self.manager}
+        ahead_ms = self.rng.choice([-3_000, -500, 0, 900, 3_000])
+        makers: dict[str, Any] = {
+            "manager-a": self.manager,
+            "manager-b": lambda: self.manager(ahead_ms=ahead_ms),
+        }
         makers |= {f"agent-{node}": lambda node=node: self.agent(node) for node in self.nodes}
         for name in self.jobs:
             for copy in "ab":  # a submitter that retries through the other manager
