@@ -326,18 +326,21 @@ class Watch:
         if now_s - self.command.started_s > self.launch["wall_s"]:
             return "wall"
         if now_s >= self.walk_at_s:
-            cause = self.over_storage()
+            cause = self.over_use()
             ended_s = time.monotonic()
             self.walk_at_s = ended_s + max(0.5, (ended_s - now_s) * WALK_SHARE)
             return cause
         return None
 
-    def over_storage(self) -> str | None:
+    def over_use(self) -> str | None:
+        """Which limit on disk or memory is broken now."""
         size, count = usage(self.directory / "work")
         if size > self.launch["storage_bytes"]:
             return "storage"
         if count > self.launch["files_max"]:
             return "files"
+        if _oom_kills(self.launch["oom_files"]):
+            return "memory"  # one process is gone: the rest would go on with a hole in it
         watched = self.launch["resident_bytes_max"]
         if watched is not None and self.command.inner and resident_bytes(self.command.inner) > watched:
             return "memory"
@@ -372,6 +375,8 @@ def _spawn(directory: Path, launch: dict[str, Any], lock_fd: int) -> Command:
     if pid == 0:
         try:
             os.umask(0o022)
+            for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python, and exec would pass it on
+                signal.signal(ignored, signal.SIG_DFL)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             for number, name in ((1, "stdout"), (2, "stderr")):
                 os.set_blocking(pipes[name][1], True)
@@ -445,10 +450,7 @@ def _outcome(watch: Watch, status: int) -> dict[str, object]:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)  # everything was reaped, so everything is in it
     code = os.waitstatus_to_exitcode(status)
     code = 128 - code if code < 0 else code
-    cause = watch.cause
-    if cause is None and code != 0 and _oom_kills(watch.launch["oom_files"]):
-        cause = "memory"
-    cause = cause or watch.over_storage()
+    cause = watch.cause or watch.over_use()
     return {
         "status": code,
         "cause": cause,
