@@ -53,9 +53,7 @@ class KeyedVerifier:
         if isinstance(claim, machine.SignatureClaim):
             return KeyedSigner(claim.signer).sign(claim.signed) == claim.signature
         return all(
-            p.body is not None
-            and digest(Domain.BUNDLE, p.body) == p.digest
-            and not p.body.startswith(b"bad")
+            p.body is not None and digest(Domain.BUNDLE, p.body) == p.digest and not p.body.startswith(b"bad")
             for p in claim.payloads
         )
 

@@ -71,7 +71,7 @@ class Agreement:
         "quorum",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - collaborators come one by one, by name
         self,
         *,
         committee: Committee,

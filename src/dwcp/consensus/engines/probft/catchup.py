@@ -80,7 +80,7 @@ class CatchUp:
         "_window",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - collaborators come one by one, by name
         self,
         *,
         committee: Committee,

@@ -191,6 +191,20 @@ class ProBFT:
         """Payloads that wait here, oldest first: forward them again when the leader changes."""
         return self._pool.pending()
 
+    @property
+    def pending_bytes(self) -> int:
+        """Payload bytes that wait to be proposed."""
+        return self._pool.pending_bytes
+
+    def payload(self, digest: bytes) -> Payload | None:
+        """A body that this replica holds, for a peer that fetches it."""
+        payload, index = self._pool.find(digest)
+        slot = self._log.get(index) if payload is None else None
+        if slot is None:
+            return payload
+        held = [p for content in slot.contents.values() for p in content.payloads]
+        return next((p for p in held if p.digest == digest and p.body is not None), None)
+
     def status(self) -> Status:
         return Status(
             view=self._standing.current,

@@ -53,7 +53,7 @@ class Kind(IntEnum):
     BATCH = 14
 
 
-class Batch(Record):
+class Batch(Record, frozen=True):
     """`digests` are the payloads' digests one after the other; a body may be absent (fetched later)."""
 
     time_ms: Number
@@ -62,14 +62,14 @@ class Batch(Record):
     tags: tuple[bytes, ...]
 
 
-class Propose(Record):
+class Propose(Record, frozen=True):
     slot: Number
     view: Number
     digest: Digest
     batch: Batch
 
 
-class Vote(Record):
+class Vote(Record, frozen=True):
     """PREPARE or COMMIT; carries the leader's header signature, so that equivocation is seen."""
 
     slot: Number
@@ -78,13 +78,13 @@ class Vote(Record):
     leader_signature: Signature
 
 
-class ReportRow(Record):
+class ReportRow(Record, frozen=True):
     slot: Number
     view: Number
     digest: Digest
 
 
-class ViewReport(Record):
+class ViewReport(Record, frozen=True):
     """What NEWLEADER signs: the reporter's stable checkpoint and what it prepared above it."""
 
     view: Number
@@ -92,7 +92,7 @@ class ViewReport(Record):
     rows: tuple[ReportRow, ...]
 
 
-class Certificate(Record):
+class Certificate(Record, frozen=True):
     """Proof that a digest was prepared: the header's signature and the PREPAREs of others."""
 
     slot: Number
@@ -102,7 +102,7 @@ class Certificate(Record):
     votes: Votes
 
 
-class StableProof(Record):
+class StableProof(Record, frozen=True):
     """Proof of a checkpoint: a quorum's signatures over (index, root, time)."""
 
     index: Number
@@ -111,7 +111,7 @@ class StableProof(Record):
     votes: Votes
 
 
-class NewLeader(Record):
+class NewLeader(Record, frozen=True):
     """The report, and outside its signature what proves it."""
 
     report: ViewReport
@@ -119,13 +119,13 @@ class NewLeader(Record):
     checkpoint: StableProof | None
 
 
-class SignedReport(Record):
+class SignedReport(Record, frozen=True):
     sender: Member
     report: ViewReport
     signature: Signature
 
 
-class Header(Record):
+class Header(Record, frozen=True):
     """The new leader's header for one slot of the new view."""
 
     slot: Number
@@ -133,7 +133,7 @@ class Header(Record):
     signature: Signature
 
 
-class NewView(Record):
+class NewView(Record, frozen=True):
     view: Number
     reports: tuple[SignedReport, ...]
     certificates: tuple[Certificate, ...]
@@ -141,17 +141,17 @@ class NewView(Record):
     headers: tuple[Header, ...]
 
 
-class Wish(Record):
+class Wish(Record, frozen=True):
     view: Number
 
 
-class Equivocation(Record):
+class Equivocation(Record, frozen=True):
     """`proof` is `core.evidence.Conflict` over two headers."""
 
     proof: bytes
 
 
-class Decided(Record):
+class Decided(Record, frozen=True):
     """A decision with its proof, a quorum of COMMITs, and its batch."""
 
     slot: Number
@@ -161,13 +161,13 @@ class Decided(Record):
     batch: Batch
 
 
-class CheckpointVote(Record):
+class CheckpointVote(Record, frozen=True):
     index: Number
     state_root: Digest
     time_ms: Number
 
 
-class Beacon(Record):
+class Beacon(Record, frozen=True):
     """Where the sender is: `installed` is the view it works in, at most `view`."""
 
     view: Number
@@ -176,18 +176,18 @@ class Beacon(Record):
     stable: Number
 
 
-class Ask(Record):
+class Ask(Record, frozen=True):
     """Please send decisions from this slot on."""
 
     slot: Number
 
 
-class AskBatch(Record):
+class AskBatch(Record, frozen=True):
     slot: Number
     digest: Digest
 
 
-class BatchAnswer(Record):
+class BatchAnswer(Record, frozen=True):
     slot: Number
     digest: Digest
     batch: Batch

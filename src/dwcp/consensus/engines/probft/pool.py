@@ -46,6 +46,10 @@ class Pool:
         """This replica's own authenticated copy, if it waits here."""
         return self._pending.get(payload.digest)
 
+    def find(self, digest: bytes) -> tuple[Payload | None, int]:
+        """The payload if it waits here, else the slot where it was placed (0: unknown)."""
+        return self._pending.get(digest), self._placed.get(digest, 0)
+
     def submit(self, payloads: Iterable[Payload]) -> int:
         """Keep what is new; returns how many were dropped because the pool is full."""
         dropped = 0

@@ -22,7 +22,7 @@ from dwcp.consensus.engines.probft.messages import (
 )
 
 
-class Voted(Record, tag=1):
+class Voted(Record, frozen=True, tag=1):
     """The header accepted and this replica's PREPARE (b"" for the leader, whose header is its vote).
 
     `batch` is None where an earlier record of this slot and digest holds it.
@@ -36,7 +36,7 @@ class Voted(Record, tag=1):
     batch: Batch | None
 
 
-class PreparedHere(Record, tag=2):
+class PreparedHere(Record, frozen=True, tag=2):
     slot: Number
     view: Number
     digest: Digest
@@ -45,7 +45,7 @@ class PreparedHere(Record, tag=2):
     signature: Signature
 
 
-class DecidedHere(Record, tag=3):
+class DecidedHere(Record, frozen=True, tag=3):
     slot: Number
     view: Number
     digest: Digest
@@ -53,31 +53,31 @@ class DecidedHere(Record, tag=3):
     batch: Batch | None
 
 
-class Wished(Record, tag=4):
+class Wished(Record, frozen=True, tag=4):
     view: Number
 
 
-class Entered(Record, tag=5):
+class Entered(Record, frozen=True, tag=5):
     """This replica takes no part in any view below this one any more."""
 
     view: Number
 
 
-class Installed(Record, tag=6):
+class Installed(Record, frozen=True, tag=6):
     """The NEWVIEW frame by which a view was entered for good."""
 
     view: Number
     frame: bytes
 
 
-class OwnCheckpoint(Record, tag=7):
+class OwnCheckpoint(Record, frozen=True, tag=7):
     index: Number
     state_root: Digest
     time_ms: Number
     signature: Signature
 
 
-class StableHere(Record, tag=8):
+class StableHere(Record, frozen=True, tag=8):
     proof: StableProof
 
 

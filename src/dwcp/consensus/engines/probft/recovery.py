@@ -22,6 +22,8 @@ from dwcp.consensus.engines.probft.pool import Pool
 from dwcp.consensus.engines.probft.rules import Rules
 from dwcp.consensus.engines.probft.standing import Standing
 
+_OF_A_SLOT = (journal.Voted, journal.PreparedHere, journal.DecidedHere)
+
 
 def decode(record: bytes) -> journal.Entry:
     """Raises `LogCorrupt`: a record that passed its checksum but is none of ours."""
@@ -31,7 +33,7 @@ def decode(record: bytes) -> journal.Entry:
         raise LogCorrupt(f"the journal holds a record of another format: {exc}") from exc
 
 
-def restore(
+def restore(  # noqa: PLR0913 - fills every part that remembers anything
     found: Sequence[journal.Entry],
     *,
     applied: int,
@@ -58,9 +60,8 @@ def restore(
             if standing.leading:
                 slot.voted_view, slot.voted_digest = standing.current, header.digest
     for entry in entries:
-        if isinstance(entry, (journal.Voted, journal.PreparedHere, journal.DecidedHere)):
-            if entry.slot > log.base:
-                _restore_slot(log.at(entry.slot), entry, standing=standing, me=me)
+        if isinstance(entry, _OF_A_SLOT) and entry.slot > log.base:
+            _restore_slot(log.at(entry.slot), entry, standing=standing, me=me)
     delivery.delivered = applied
     for slot in log.ordered():
         _settle(slot, log=log, pool=pool, delivery=delivery)

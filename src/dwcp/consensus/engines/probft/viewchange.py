@@ -95,7 +95,7 @@ class ViewChange:
         "sync",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - collaborators come one by one, by name
         self,
         *,
         committee: Committee,
@@ -375,8 +375,9 @@ class ViewChange:
         claims: list[Claim] = [
             self._voice.claim(Kind.NEWVIEW, message.sender, message.raw, message.signature)
         ]
-        for r in body.reports:
-            claims.append(self._voice.claim(Kind.NEWLEADER, r.sender, encode(r.report), r.signature))
+        claims.extend(
+            self._voice.claim(Kind.NEWLEADER, r.sender, encode(r.report), r.signature) for r in body.reports
+        )
         shown = {(c.slot, c.view, c.digest): c for c in body.certificates}
         for row in strongest_rows(reports):
             certificate = shown.get((row.slot, row.view, row.digest))
