@@ -37,7 +37,7 @@ def require(condition: bool, checker: str, sentence: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """A signed promise: one digest for one (phase, view, slot) of one replica."""
+    """A signed promise: one digest for one (phase, view, slot) of one replica; view 0: of no view."""
 
     phase: str
     view: int
@@ -137,7 +137,7 @@ class Votes:
             if known is None:
                 self._given[key] = vote.digest
                 left = self._left.get(replica, 0)
-                if vote.view < left:
+                if 0 < vote.view < left:
                     raise Violation(
                         "stale_vote",
                         f"replica {replica} voted in view {vote.view} after it reported to view {left}",

@@ -132,9 +132,7 @@ class ToyReplica:
             content = self._log[self._executed]
             fresh.append(content)
             commit = Commit(self._executed, 0, self._executed, (Payload(content, content),))
-            executed = Executed(
-                self._executed, 0, self._executed, b"", content, b"", b"", None, outcomes=(), changes=()
-            )
+            executed = Executed(self._executed, 0, self._executed, b"", content, b"", b"", None, (), 0, 0)
             self._world.agreement.executed(self._node.place, commit, executed)
         done = {self._log[slot] for slot in range(1, self._executed + 1)}
         answers = fresh + ([again] if again in done else [])
