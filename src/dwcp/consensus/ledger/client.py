@@ -19,7 +19,16 @@ from dwcp.consensus.crypto.codec import Codec
 from dwcp.consensus.crypto.mac import Authenticator
 from dwcp.consensus.ledger import attest, messages, operations, receipts
 from dwcp.consensus.ledger.genesis import Genesis
-from dwcp.consensus.ledger.messages import Material, Overloaded, Replies, Reply, Request, Share, Welcome
+from dwcp.consensus.ledger.messages import (
+    Material,
+    Overloaded,
+    Replies,
+    Reply,
+    Request,
+    Share,
+    StatusReply,
+    StatusRequest,
+)
 from dwcp.consensus.ledger.operations import Flags, Signed, Verify
 from dwcp.consensus.ledger.receipts import Receipt, ReceiptInvalid
 from dwcp.consensus.ledger.sessions import WINDOW
@@ -28,6 +37,7 @@ RETRY_MS = 1000  # first retry, to everyone; then doubled
 RETRY_MS_MAX = 8000
 RECEIPT_ATTEMPTS_MAX = 4  # tries for a receipt once the result is known
 _RESULT: Codec[kv.Result] = Codec(kv.Result)
+_STATUS = messages.encode(StatusRequest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +198,7 @@ class ClientSession:
         match message:
             case Reply():
                 return self._on_reply(replica, message)
-            case Welcome():
+            case StatusReply():
                 self._hint(replica, message.leader)
                 return [Event(replica, message)]
             case Overloaded():
@@ -210,15 +220,15 @@ class ClientSession:
                 continue
             frame = self._request(bundle, Replies.ALL)
             out.extend(ToReplica(each, frame) for each in range(self._genesis.n))
+            out.extend(ToReplica(each, _STATUS) for each in range(self._genesis.n))
             bundle.wait_ms = min(bundle.wait_ms * 2, RETRY_MS_MAX)
             bundle.due_ms = now_ms + bundle.wait_ms
         return out, outcomes
 
     def connected(self, replica: int) -> list[ToReplica]:
-        """Frames to send on a fresh connection, after the greeting: whatever is in flight."""
-        return [
-            ToReplica(replica, self._request(bundle, Replies.ALL)) for bundle in self._bundles if bundle.open
-        ]
+        """Frames to send on a fresh connection, after the greeting: who leads, and whatever is in flight."""
+        frames = [self._request(bundle, Replies.ALL) for bundle in self._bundles if bundle.open]
+        return [ToReplica(replica, frame) for frame in (_STATUS, *frames)]
 
     def abandon(self, sequence: int) -> None:
         """Stop waiting for an operation. Whether it happens is then unknown."""
@@ -313,7 +323,6 @@ class ClientSession:
     def _on_reply(self, replica: int, reply: Reply) -> list[Outcome]:
         if reply.replica != replica or reply.session != self._session:
             raise MalformedFrame(f"replica {replica} answered for another replica or session")
-        self._hint(replica, reply.leader)
         if self._silences[replica]:
             self._silences[replica] -= 1
         shares = {share.index: share for share in reply.shares}

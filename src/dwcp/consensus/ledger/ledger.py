@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import msgspec
 from blake3 import blake3
 
 from dwcp.api import kv
@@ -17,7 +18,8 @@ from dwcp.consensus.core.machine import Commit
 from dwcp.consensus.crypto import codec, merkle
 from dwcp.consensus.crypto.codec import Codec
 from dwcp.consensus.crypto.hashes import Domain
-from dwcp.consensus.ledger import attest, operations, snapshot
+from dwcp.consensus.ledger import attest, checkpoint, operations
+from dwcp.consensus.ledger.checkpoint import SESSION_BUCKETS, Buckets, Head, Snapshot
 from dwcp.consensus.ledger.clients import Client, Clients, from_genesis
 from dwcp.consensus.ledger.genesis import Genesis
 from dwcp.consensus.ledger.kv import Store
@@ -25,7 +27,6 @@ from dwcp.consensus.ledger.messages import Answer, Material, WatchEvent
 from dwcp.consensus.ledger.operations import Bundle, BundleRefused
 from dwcp.consensus.ledger.sessions import Key, Session, Sessions
 from dwcp.consensus.ledger.shelf import Shelf
-from dwcp.consensus.ledger.snapshot import SESSION_BUCKETS, Buckets, Head, Snapshot
 
 __all__ = [
     "Change",
@@ -45,8 +46,7 @@ _encode = codec.encode
 _RANGE: Codec[kv.Range] = Codec(kv.Range)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """What became of one payload of a batch, for the reply to its client.
 
     `answers` is in sequence order; `materials` is empty unless the bundle asked for a receipt.
@@ -113,7 +113,7 @@ class Ledger:
         self._clients = Clients(from_genesis(genesis), clients_max=genesis.params.clients_max)
         self._sessions = Sessions(per_client_max=genesis.params.sessions_per_client_max)
         self._shelf = Shelf()
-        self._key_buckets = self._new_key_buckets(snapshot.BUCKETS_MIN)
+        self._key_buckets = self._new_key_buckets(checkpoint.BUCKETS_MIN)
         self._session_buckets = self._new_session_buckets()
         self._clients_part = (-1, b"")
         self._snapshot: Snapshot | None = None
@@ -396,7 +396,7 @@ class Ledger:
 
         Raises `SnapshotInvalid` and changes nothing unless every part matches `root`.
         """
-        contents = snapshot.open_parts(parts, root)
+        contents = checkpoint.open_parts(parts, root)
         head = contents.head
         self._store = Store.restored(
             self._params,
@@ -422,11 +422,12 @@ class Ledger:
 
     def _checkpoint(self) -> Snapshot:
         store, sessions = self._store, self._sessions
-        count = snapshot.buckets_for(self._key_buckets.count, items=len(store), size=store.size)
-        self._key_buckets.update(store.touched)
+        count = checkpoint.buckets_for(self._key_buckets.count, items=len(store), size=store.size)
+        if count == self._key_buckets.count:
+            self._key_buckets.update(store.touched)
+        else:
+            self._key_buckets.spread(count, store.keys())
         store.touched.clear()
-        if count != self._key_buckets.count:
-            self._key_buckets.grow(count)
         self._session_buckets.update(sessions.touched)
         sessions.touched.clear()
         if self._clients_part[0] != self._clients.version:
@@ -440,7 +441,7 @@ class Ledger:
             store.trimmed,
             self._history,
         )
-        self._snapshot = snapshot.assemble(
+        self._snapshot = checkpoint.assemble(
             head, self._clients_part[1], self._key_buckets, self._session_buckets
         )
         return self._snapshot
@@ -448,7 +449,7 @@ class Ledger:
     def _new_key_buckets(self, count: int) -> Buckets[bytes]:
         return Buckets(
             count=count,
-            place=snapshot.place_key,
+            place=checkpoint.place_key,
             present=lambda key: self._store.versions(key) is not None,
             encode=lambda keys: _encode([(key, self._store.versions(key)) for key in keys]),
         )
@@ -456,7 +457,7 @@ class Ledger:
     def _new_session_buckets(self) -> Buckets[Key]:
         return Buckets(
             count=SESSION_BUCKETS,
-            place=snapshot.place_session,
+            place=checkpoint.place_session,
             present=lambda key: self._sessions.find(*key) is not None,
             encode=lambda keys: _encode([self._session_record(key) for key in keys]),
         )

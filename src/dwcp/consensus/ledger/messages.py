@@ -77,12 +77,11 @@ ClientFrame = Hello | Request | Query | Watch | Unwatch | StatusRequest
 
 
 class Welcome(Record, frozen=True, tag=16):
-    """The answer to `Hello`. `leader` is a hint where to send requests."""
+    """The answer to `Hello`."""
 
     version: int
     chain_id: bytes
     replica: int
-    leader: int
     index: int
     revision: int
 
@@ -122,11 +121,9 @@ class Reply(Record, frozen=True, tag=17):
     """From final state only. `shares` cover the answers' positions, `materials` where asked for.
 
     A repeated answer whose share its replica no longer holds comes without it.
-    `leader` is a hint where to send requests.
     """
 
     replica: int
-    leader: int
     session: int
     answers: tuple[Answer, ...]
     shares: tuple[Share, ...]

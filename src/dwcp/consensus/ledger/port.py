@@ -187,9 +187,8 @@ class ClientPort:
             reply = self._reply(outcome, shares)
             if reply is not None:
                 outputs.append(reply)
-        if executed.changes:
-            for connection, frame in self._watches.changed(executed.changes):
-                outputs.append(ToClient(connection, messages.encode(frame)))
+        for connection, frame in self._watches.changed():
+            outputs.append(ToClient(connection, messages.encode(frame)))
         return outputs
 
     def _reply(self, outcome: Outcome, shares: tuple[Share, ...]) -> ToClient | None:

@@ -10,11 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dwcp.consensus.ledger.clients import Client
 from dwcp.consensus.ledger.ledger import Change, Compacted, Ledger
-from dwcp.consensus.ledger.messages import Watch, WatchClosed, WatchEvent, WatchEvents, WatchProgress
+from dwcp.consensus.ledger.messages import (
+    ReplicaFrame,
+    Watch,
+    WatchClosed,
+    WatchEvent,
+    WatchEvents,
+    WatchProgress,
+)
 
-Frame = WatchEvents | WatchProgress | WatchClosed
+Frame = ReplicaFrame
 Out = list[tuple[int, Frame]]  # connection, frame
 
 WATCHES_MAX = 64  # per connection
@@ -51,35 +57,33 @@ class Watches:
     def __len__(self) -> int:
         return sum(map(len, self._connections.values()))
 
-    def open(self, connection: int, request: Watch, client: Client) -> Out:
+    def open(self, connection: int, client: bytes, request: Watch) -> list[Frame]:
         """Begin a watch: the replay of history, then progress. A number in use is replaced."""
-        self.close(connection, request.watch)
-        if not client.reads(request.prefix):
-            return [_closed(connection, request, "permission_denied", f"no grant to read {request.prefix!r}")]
-        own = self._connections.get(connection, {})
-        if len(own) >= WATCHES_MAX:
-            return [
-                _closed(connection, request, "too_many", f"a connection has at most {WATCHES_MAX} watches")
-            ]
-        cursor = _Cursor(connection, request.watch, request.prefix, client.client)
-        start = request.from_revision or self._ledger.revision + 1
-        cursor.sent = start - 1
-        out: Out = []
-        if start <= self._ledger.revision:
+        number, prefix = request.watch, request.prefix
+        self.close(connection, number)
+        registered = self._ledger.client(client)
+        if registered is None or not registered.reads(prefix):
+            detail = f"no grant to read {prefix!r}"
+            return [WatchClosed(number, "permission_denied", detail, request.from_revision)]
+        if len(self._connections.get(connection, ())) >= WATCHES_MAX:
+            detail = f"a connection has at most {WATCHES_MAX} watches"
+            return [WatchClosed(number, "too_many", detail, request.from_revision)]
+        cursor = _Cursor(connection, number, prefix, client)
+        cursor.sent = (request.from_revision or self._ledger.revision + 1) - 1
+        frames: list[Frame] = []
+        if cursor.sent < self._ledger.revision:
             try:
-                complete = self._replay(cursor, out)
+                complete = self._replay(cursor, frames)
             except Compacted as exc:
-                resume = self._ledger.compacted + 1
-                return [(connection, WatchClosed(request.watch, "compacted", str(exc), resume))]
+                return [WatchClosed(number, "compacted", str(exc), self._ledger.compacted + 1)]
             if not complete:
                 detail = "more history than one replay sends: resume"
-                out.append((connection, WatchClosed(request.watch, "slow", detail, cursor.sent + 1)))
-                return out
-            out.append((connection, WatchProgress(request.watch, cursor.sent)))
+                return [*frames, WatchClosed(number, "slow", detail, cursor.sent + 1)]
+            frames.append(WatchProgress(number, cursor.sent))
         self._add(cursor)
-        return out
+        return frames
 
-    def publish(self) -> Out:
+    def changed(self) -> Out:
         """Events of everything executed since the last call."""
         before, now = self._sent, self._ledger.revision
         self._sent = now
@@ -93,7 +97,7 @@ class Watches:
             self._close_all("compacted", str(exc), before, out)
         return out
 
-    def restart(self) -> Out:
+    def reset(self) -> Out:
         """After a snapshot was installed: what happened in between is unknown here, so all watches end."""
         before, self._sent = self._sent, self._ledger.revision
         out: Out = []
@@ -113,7 +117,8 @@ class Watches:
             del self._by_prefix[cursor.prefix]
             self._lengths = sorted({len(prefix) for prefix in self._by_prefix})
 
-    def close_connection(self, connection: int) -> None:
+    def drop(self, connection: int) -> None:
+        """The connection is gone."""
         for number in list(self._connections.get(connection, {})):
             self.close(connection, number)
 
@@ -122,16 +127,16 @@ class Watches:
         self._by_prefix.setdefault(cursor.prefix, []).append(cursor)
         self._lengths = sorted({len(prefix) for prefix in self._by_prefix})
 
-    def _replay(self, cursor: _Cursor, out: Out) -> bool:
+    def _replay(self, cursor: _Cursor, frames: list[Frame]) -> bool:
         """Send kept history after `cursor.sent`; False where the bound cut it."""
         room = REPLAY_BYTES_MAX
         upto = min(self._ledger.revision, cursor.sent + REPLAY_REVISIONS_MAX)
         for change in self._ledger.changes(cursor.sent, upto):
             events = [event for event in change.events if event.key.startswith(cursor.prefix)]
             room -= sum(map(_size, events))
-            if room < 0 and out:
+            if room < 0 and frames:
                 return False
-            out.extend(_frames(cursor, change.revision, events))
+            frames.extend(_frames(cursor, change.revision, events))
             cursor.sent = change.revision
         return cursor.sent == self._ledger.revision
 
@@ -151,7 +156,7 @@ class Watches:
                 out.append((cursor.connection, closed))
                 self.close(cursor.connection, cursor.number)
                 continue
-            out.extend(_frames(cursor, change.revision, events))
+            out.extend((cursor.connection, frame) for frame in _frames(cursor, change.revision, events))
             cursor.sent = change.revision
 
     def _close_all(self, code: str, detail: str, before: int, out: Out) -> None:
@@ -162,15 +167,11 @@ class Watches:
                 self.close(cursor.connection, cursor.number)
 
 
-def _closed(connection: int, request: Watch, code: str, detail: str) -> tuple[int, Frame]:
-    return connection, WatchClosed(request.watch, code, detail, request.from_revision)
-
-
 def _size(event: WatchEvent) -> int:
     return len(event.key) + len(event.value or b"") + 16
 
 
-def _frames(cursor: _Cursor, revision: int, events: Iterable[WatchEvent]) -> Out:
+def _frames(cursor: _Cursor, revision: int, events: Iterable[WatchEvent]) -> list[Frame]:
     """One revision's events, cut into frames; only the last is `complete`."""
     pieces: list[list[WatchEvent]] = [[]]
     size = 0
@@ -184,6 +185,6 @@ def _frames(cursor: _Cursor, revision: int, events: Iterable[WatchEvent]) -> Out
         return []
     last = len(pieces) - 1
     return [
-        (cursor.connection, WatchEvents(cursor.number, revision, tuple(piece), position == last))
+        WatchEvents(cursor.number, revision, tuple(piece), position == last)
         for position, piece in enumerate(pieces)
     ]
