@@ -36,7 +36,14 @@ from dwcp.runtime.world import (
 
 MANAGER = "dwcp-manager"
 _COMPLETE = "complete"  # marks a made installation that waits to be moved into place
-_PIECES = ("authority", "keys", "tokens", "data", "cluster.yaml", "genesis.json")  # genesis last: it means "made"
+_PIECES = (
+    "authority",
+    "keys",
+    "tokens",
+    "data",
+    "cluster.yaml",
+    "genesis.json",
+)  # genesis last: it means "made"
 
 
 def exists(layout: Layout) -> bool:
