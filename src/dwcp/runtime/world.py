@@ -1,4 +1,4 @@
-"""The world of one installation: sites, replicas, agents, addresses; and every service's configuration from it.
+"""The world of one installation: sites, replicas, agents; and every service's configuration from it.
 
 `cluster.yaml` holds a `World`. Configuration files are made from it at each start,
 so that one decision is written in one place. Knows nothing of processes.
@@ -46,15 +46,17 @@ class AgentPlan(Settings, frozen=True):
 class World(Settings, frozen=True):
     """The content of `cluster.yaml`."""
 
-    name: Annotated[Name, Meta(description="the installation's name")] = "dwcp"
-    net: Annotated[str, Meta(description="first two numbers of the loopback network, for example 127.0")] = "127.0"
-    testing: Annotated[bool, Meta(description="services accept --failpoint; never in production")] = False
-    lease_ms: Annotated[int, Meta(ge=1000, le=600_000, description="lease of a placed or running attempt, ms")] = (
-        30_000
-    )
     sites: Annotated[tuple[Site, ...], Meta(description="every site")]
     replicas: Annotated[tuple[Name, ...], Meta(description="sites of the control replicas, in genesis order")]
     agents: Annotated[tuple[AgentPlan, ...], Meta(description="the worker machines")]
+    name: Annotated[Name, Meta(description="the installation's name")] = "dwcp"
+    net: Annotated[str, Meta(description="first two numbers of the loopback network, for example 127.0")] = (
+        "127.0"
+    )
+    testing: Annotated[bool, Meta(description="services accept --failpoint; never in production")] = False
+    lease_ms: Annotated[
+        int, Meta(ge=1000, le=600_000, description="lease of a placed or running attempt, ms")
+    ] = 30_000
 
     def validate(self) -> None:
         check_net(self.net)
@@ -98,10 +100,14 @@ class ServicePlan:
         return self.listens[0].host
 
 
-def default_world(*, net: str = "127.0", replicas: int = 4, testing: bool = False, lease_ms: int = 30_000) -> World:
+def default_world(
+    *, net: str = "127.0", replicas: int = 4, testing: bool = False, lease_ms: int = 30_000
+) -> World:
     """The world of DWCP's documentation: four or seven control replicas, three worker sites."""
     if not 4 <= replicas <= len(CONTROL_SITES):
-        raise ConfigInvalid(f"--replicas {replicas}: the built-in world has 4 to {len(CONTROL_SITES)} replicas")
+        raise ConfigInvalid(
+            f"--replicas {replicas}: the built-in world has 4 to {len(CONTROL_SITES)} replicas"
+        )
     cpu_milli = 1000 * max(1, os.cpu_count() or 1)
     speeds = {"oslo": 100.0, "rome": 20.0, "lima": 5.0}
     agents = tuple(
@@ -126,7 +132,9 @@ def default_world(*, net: str = "127.0", replicas: int = 4, testing: bool = Fals
 def check_net(net: str) -> None:
     """Raises `ConfigInvalid` unless `net` is the first half of a loopback network."""
     if not re.fullmatch(r"127\.[0-9]{1,3}", net) or int(net[4:]) > 255:
-        raise ConfigInvalid(f"net: {net!r} is no loopback network; give its first two numbers, for example 127.77")
+        raise ConfigInvalid(
+            f"net: {net!r} is no loopback network; give its first two numbers, for example 127.77"
+        )
     ipaddress.ip_address(f"{net}.0.1")
 
 
