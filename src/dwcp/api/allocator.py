@@ -10,7 +10,6 @@ from dwcp.api.requests import Request, request
 from dwcp.api.workloads import Allocation, Capacity, NodeStatus, Shape
 
 NODES_MAX = 4096
-PLACE_BYTES_MAX = 8 * 1024 * 1024
 
 
 class NodeState(Shape, frozen=True):

@@ -10,8 +10,6 @@ import msgspec
 from dwcp.api.requests import Request, request
 from dwcp.api.workloads import Allocation, Job, Node, Output, PayloadRef, Shape, WorkloadState
 
-SUBMISSION_BYTES_MAX = 256 * 1024
-RECEIPT_BYTES_MAX = 4 * 1024 * 1024
 EVENT_WAIT_S_MAX = 30
 EVENTS_PER_POST_MAX = 256
 

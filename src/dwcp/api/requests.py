@@ -57,7 +57,11 @@ def answer(shape: type[T], body: bytes) -> T:
 def refusal(body: bytes, *, status: int) -> Refusal:
     """What a failed answer says; never raises, because the peer may be anything."""
     try:
-        return msgspec.json.decode(body, type=Refusal)
+        return msgspec.json.decode(body, type=_Refused).error
     except (msgspec.DecodeError, RecursionError):
         shown = body[:200].decode("utf-8", "replace").strip() or "no explanation"
         return Refusal(f"http_{status}", shown)
+
+
+class _Refused(msgspec.Struct, frozen=True):
+    error: Refusal

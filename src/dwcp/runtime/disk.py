@@ -129,6 +129,10 @@ class RealDisk:
         except OSError as exc:
             raise _failed("cannot sync", self._directory, exc) from exc
 
+    def release(self, name: str) -> None:
+        """Close the file's descriptor until it is written again."""
+        self._forget(name)
+
     def close(self) -> None:
         """Give up the files and the lock. The disk is unusable afterwards."""
         for name in list(self._descriptors):

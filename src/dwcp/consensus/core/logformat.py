@@ -4,7 +4,8 @@ A journal is one file: a header that says whose it is, then *groups*. A group is
 one atomic record: it is read back whole or not at all, so no promise in it
 survives without the ones before it. Big-endian throughout:
 
-    header  magic 8 "DWCPJRNL", version u16, replica u16, chain id 32, nonce 16, first u64, sealed u64, crc u32
+    header  magic 8 "DWCPJRNL", version u16, replica u16, chain id 32, nonce 16,
+            first u64, sealed u64, crc u32
     group   magic 4 "DWG1", version u8, sequence u64, length u32, crc u32, body of `length` bytes
     body    for each record: length u32, bytes
 

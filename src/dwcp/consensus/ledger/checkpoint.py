@@ -1,19 +1,224 @@
-"""Snapshot parts under one root: part 0 lists the digests of the others."""
+"""Checkpoints: the state as parts under one root, of which only the changed ones are encoded anew.
+
+Keys and sessions are spread over buckets by hash. A bucket's encoding is a
+part; parts[0] is the manifest: version, bucket counts, the head, and every
+bucket's digest. The state root is the digest of the manifest, so whoever holds
+a certified root can check the manifest, and by it every other part.
+"""
 
 from __future__ import annotations
 
-from dwcp.consensus.core.errors import CoreError
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from blake3 import blake3
+
+from dwcp.consensus.core.errors import CoreError, MalformedFrame
+from dwcp.consensus.crypto import codec
+from dwcp.consensus.crypto.codec import Codec, Record
+from dwcp.consensus.crypto.hashes import SIZE, Domain, digest
+from dwcp.consensus.ledger.clients import CLIENTS, Client
+from dwcp.consensus.ledger.kv import Version
+from dwcp.consensus.ledger.sessions import SESSIONS, Key, SessionRecord
+
+VERSION = 1
+BUCKETS_MIN = 1024  # for keys
+SESSION_BUCKETS = 256
+ITEMS_PER_BUCKET = 16  # more on average double the number of buckets, so that a part stays small
+BYTES_PER_BUCKET = 262_144
+BUCKETS_MAX = 2**22
+PART_BYTES_MAX = 2**30
+_BUCKET = b"dwcp/v1/bucket\0"
+
+T = TypeVar("T")
 
 
 class SnapshotInvalid(CoreError):
-    """The parts do not match the certified root: they are dropped and another peer is asked."""
+    """The snapshot does not match its certified root, or is damaged: fetch it again from another replica."""
+
+
+class Head(Record, frozen=True):
+    """What is neither key nor session."""
+
+    index: int
+    epoch: int
+    time_ms: int
+    revision: int
+    compacted: int
+    trimmed: int
+    history_digest: bytes
+
+
+class Manifest(Record, frozen=True):
+    """`digests` are the digests of parts 1…, 32 bytes each: clients, key buckets, session buckets."""
+
+    version: int
+    head: Head
+    key_buckets: int
+    session_buckets: int
+    digests: bytes
+
+
+_MANIFEST: Codec[Manifest] = Codec(Manifest)
+KeyItem = tuple[bytes, tuple[tuple[int, int, int, bytes | None], ...]]
+_KEYS: Codec[tuple[KeyItem, ...]] = Codec(tuple[KeyItem, ...])
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state after `index`. `parts[0]` lists the digests of the others, under `root`."""
+
+    index: int
+    root: bytes
+    parts: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """A snapshot's parts, decoded."""
+
+    head: Head
+    key_buckets: int
+    clients: tuple[Client, ...]
+    keys: tuple[tuple[bytes, tuple[Version, ...]], ...]
+    sessions: tuple[SessionRecord, ...]
+
+
+def state_root(manifest: bytes) -> bytes:
+    return digest(Domain.STATE, manifest)
 
 
 def part_digest(part: bytes) -> bytes:
-    """The digest under which part 0 lists a part."""
-    raise NotImplementedError
+    return digest(Domain.LEAF, part)
 
 
-def list_parts(part: bytes, root: bytes) -> tuple[bytes, ...]:
-    """The digests that part 0 lists; raises `SnapshotInvalid` unless it matches `root`."""
-    raise NotImplementedError
+def list_parts(manifest: bytes, root: bytes) -> tuple[bytes, ...]:
+    """The digests that parts 1… must have; raises `SnapshotInvalid` unless `root` vouches for them.
+
+    So that a replica can check each part as it arrives, before it asks for more.
+    """
+    found = _manifest(manifest, root)
+    return tuple(found.digests[i : i + SIZE] for i in range(0, len(found.digests), SIZE))
+
+
+def open_parts(parts: Sequence[bytes], root: bytes) -> Contents:
+    """Check every part against `root`, then decode; raises `SnapshotInvalid`."""
+    if not parts:
+        raise SnapshotInvalid("the snapshot has no parts")
+    manifest = _manifest(parts[0], root)
+    digests = list_parts(parts[0], root)
+    if len(parts) != len(digests) + 1:
+        raise SnapshotInvalid(f"the manifest lists {len(digests)} parts, got {len(parts) - 1}")
+    for position, (part, expected) in enumerate(zip(parts[1:], digests, strict=True), start=1):
+        if part_digest(part) != expected:
+            raise SnapshotInvalid(f"part {position} does not match the manifest")
+    first_session = 2 + manifest.key_buckets
+    try:
+        keys = [item for part in parts[2:first_session] for item in _KEYS.decode(part)]
+        sessions = [record for part in parts[first_session:] for record in SESSIONS.decode(part)]
+        clients = CLIENTS.decode(parts[1])
+    except MalformedFrame as exc:
+        raise SnapshotInvalid(f"a part cannot be decoded: {exc}") from exc
+    return Contents(manifest.head, manifest.key_buckets, clients, tuple(keys), tuple(sessions))
+
+
+def _manifest(data: bytes, root: bytes) -> Manifest:
+    if state_root(data) != root:
+        raise SnapshotInvalid("the manifest does not match the certified state root")
+    try:
+        manifest = _MANIFEST.decode(data)
+    except MalformedFrame as exc:
+        raise SnapshotInvalid(f"the manifest cannot be decoded: {exc}") from exc
+    if manifest.version != VERSION:
+        raise SnapshotInvalid(f"this program reads snapshot version {VERSION}, not {manifest.version}")
+    buckets = manifest.key_buckets + manifest.session_buckets
+    if not BUCKETS_MIN <= manifest.key_buckets <= BUCKETS_MAX or len(manifest.digests) != SIZE * (
+        buckets + 1
+    ):
+        raise SnapshotInvalid("the manifest contradicts itself")
+    return manifest
+
+
+class Buckets(Generic[T]):
+    """Encoded buckets of items, brought up to date by naming the items that changed.
+
+    `place` hashes an item; `encode` turns a bucket's items, in ascending order
+    of `order`, into its part. An item that `present` denies is left out.
+    """
+
+    __slots__ = ("_count", "_dirty", "_encode", "_members", "_place", "_present", "digests", "parts")
+
+    def __init__(
+        self,
+        *,
+        count: int,
+        place: Callable[[T], int],
+        present: Callable[[T], bool],
+        encode: Callable[[list[T]], bytes],
+    ) -> None:
+        self._place = place
+        self._present = present
+        self._encode = encode
+        self._reset(count)
+
+    def _reset(self, count: int) -> None:
+        self._count = count
+        self._members: list[set[T]] = [set() for _ in range(count)]
+        self._dirty: set[int] = set()
+        empty = self._encode([])
+        self.parts = [empty] * count
+        self.digests = bytearray(part_digest(empty) * count)
+
+    @property
+    def count(self) -> int:
+        return self._count
+
+    def update(self, touched: Iterable[T]) -> int:
+        """Encode again the buckets of `touched` items; how many there were."""
+        mask = self._count - 1
+        for item in touched:
+            bucket = self._place(item) & mask
+            self._dirty.add(bucket)
+            if self._present(item):
+                self._members[bucket].add(item)
+            else:
+                self._members[bucket].discard(item)
+        dirty = len(self._dirty)
+        for bucket in sorted(self._dirty):
+            part = self._encode(sorted(self._members[bucket]))  # type: ignore[type-var]
+            self.parts[bucket] = part
+            self.digests[bucket * SIZE : (bucket + 1) * SIZE] = part_digest(part)
+        self._dirty.clear()
+        return dirty
+
+    def grow(self, count: int) -> None:
+        """Spread the items over `count` buckets, and encode all of them."""
+        items = [item for members in self._members for item in members]
+        self._reset(count)
+        self.update(items)
+
+
+def place_key(key: bytes) -> int:
+    return int.from_bytes(blake3(_BUCKET + key).digest(4), "big")
+
+
+def place_session(key: Key) -> int:
+    return int.from_bytes(blake3(_BUCKET + key[0] + key[1].to_bytes(8, "big")).digest(4), "big")
+
+
+def buckets_for(count: int, *, items: int, size: int) -> int:
+    """How many buckets a state of `items` keys and `size` bytes has that had `count` so far.
+
+    Never fewer than before: which number it is depends on history, and so is in the manifest.
+    """
+    while (items > count * ITEMS_PER_BUCKET or size > count * BYTES_PER_BUCKET) and count < BUCKETS_MAX:
+        count *= 2
+    return count
+
+
+def assemble(head: Head, clients: bytes, keys: Buckets[bytes], sessions: Buckets[Key]) -> Snapshot:
+    """The snapshot of up-to-date buckets."""
+    digests = part_digest(clients) + bytes(keys.digests) + bytes(sessions.digests)
+    manifest = codec.encode(Manifest(VERSION, head, keys.count, sessions.count, digests))
+    return Snapshot(head.index, state_root(manifest), (manifest, clients, *keys.parts, *sessions.parts))

@@ -1,231 +1,137 @@
-"""The client port's side of a replica: who is connected, who is answered, who watches.
+"""Who may do what: clients of genesis, and those granted or revoked by ledger entries.
 
-Sans-IO. A connection is known after its `Hello`; replies go to the newest
-connection of the session that proved the client's key, and to nobody else.
+Part of the replicated state: grants are checked when an operation is applied,
+so that all replicas answer alike whatever they knew when it was admitted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Iterable
 
-from dwcp.consensus.core.errors import MalformedFrame
-from dwcp.consensus.core.machine import Payload
-from dwcp.consensus.crypto.mac import Authenticators, UnusableKey
-from dwcp.consensus.ledger import messages
+from dwcp.api import kv
+from dwcp.api.workloads import prefix_end
+from dwcp.consensus.crypto.codec import Codec, Record
+from dwcp.consensus.crypto.signatures import valid_public_key
 from dwcp.consensus.ledger.genesis import Genesis
-from dwcp.consensus.ledger.ledger import Executed, Ledger, Outcome
-from dwcp.consensus.ledger.messages import Answer, Share
-from dwcp.consensus.ledger.operations import Bundle, BundleRefused, payload_digest
-from dwcp.consensus.ledger.operations import decode as decode_bundle
-from dwcp.consensus.ledger.outputs import CloseClient, Output, ToClient
-from dwcp.consensus.ledger.watch import Watches
-
-ASKED_MAX = 64  # requests of one connection whose reply was asked of everybody
-RETRY_AFTER_MS = 100
 
 
-class Status(Protocol):
-    """What a status reply tells; `replica.ReplicaStatus` is one."""
+class Client(Record, frozen=True):
+    """One client's grants. `session_floor`: no session with this number or a lower one may be opened.
 
-    @property
-    def index(self) -> int: ...
-    @property
-    def view(self) -> int: ...
-    @property
-    def leader(self) -> int: ...
-    @property
-    def epoch(self) -> int: ...
-    @property
-    def voting(self) -> bool: ...
-    @property
-    def revision(self) -> int: ...
-    @property
-    def state_transfer(self) -> bool: ...
+    A revoked client keeps its record and floor, so that its old bundles can
+    never be replayed after it is granted again.
+    """
 
-
-@dataclass(slots=True)
-class _Connection:
     client: bytes
-    session: int
-    asked: dict[int, None] = field(default_factory=dict)  # first sequences, oldest first
+    name: str
+    read: tuple[bytes, ...]
+    write: tuple[bytes, ...]
+    admin: bool
+    revoked: bool
+    session_floor: int
+
+    def reads(self, key: bytes, end: bytes = b"") -> bool:
+        return _covers(self.read, key, end)
+
+    def writes(self, key: bytes, end: bytes = b"") -> bool:
+        return _covers(self.write, key, end)
+
+
+CLIENTS: Codec[tuple[Client, ...]] = Codec(tuple[Client, ...])
+
+
+def _covers(prefixes: tuple[bytes, ...], key: bytes, end: bytes) -> bool:
+    """Whether one prefix covers the key, or the whole of [key, end)."""
+    if not end:
+        return key.startswith(prefixes)
+    for prefix in prefixes:
+        if not prefix:
+            return True
+        if key.startswith(prefix) and end != b"\0" and prefix.strip(b"\xff") and end <= _after(prefix):
+            return True
+    return False
+
+
+def _after(prefix: bytes) -> bytes:
+    return prefix_end(prefix.rstrip(b"\xff"))
+
+
+def from_genesis(genesis: Genesis) -> list[Client]:
+    return [
+        Client(
+            bytes.fromhex(entry.public_key),
+            entry.name,
+            tuple(prefix.encode() for prefix in entry.read),
+            tuple(prefix.encode() for prefix in entry.write),
+            entry.admin,
+            False,
+            0,
+        )
+        for entry in genesis.clients
+    ]
 
 
 class Clients:
-    """Invariant: `_by_session[s]` is a key of `_connections` whose client and session are `s`."""
+    """The registry. `version` counts changes, so that its encoding is renewed only after one."""
 
-    def __init__(self, *, me: int, genesis: Genesis, ledger: Ledger, authenticators: Authenticators) -> None:
-        self._me = me
-        self._genesis = genesis
-        self._ledger = ledger
-        self._authenticators = authenticators
-        self._connections: dict[int, _Connection] = {}
-        self._by_session: dict[tuple[bytes, int], int] = {}
-        self._watches = Watches(ledger)
+    __slots__ = ("_clients", "_clients_max", "version")
 
-    def __len__(self) -> int:
-        return len(self._connections)
+    def __init__(self, clients: Iterable[Client], *, clients_max: int) -> None:
+        self._clients = {client.client: client for client in clients}
+        self._clients_max = clients_max
+        self.version = 0
 
-    # ----------------------------------------------------------------- frames in
+    def find(self, client: bytes) -> Client | None:
+        """The client if it is registered and not revoked."""
+        found = self._clients.get(client)
+        return None if found is None or found.revoked else found
 
-    def receive(
-        self,
-        connection: int,
-        frame: bytes,
-        *,
-        shares: Mapping[int, Share],
-        status: Callable[[], Status],
-        overloaded: bool,
-    ) -> tuple[list[Output], Payload | None]:
-        """Answer a frame; a payload is returned where it is to be ordered."""
-        try:
-            message = messages.decode_client(frame)
-        except MalformedFrame as exc:
-            return [self.refuse(connection, "malformed", str(exc)), _close(connection, "malformed")], None
-        if isinstance(message, messages.Hello):
-            return self._greet(connection, message), None
-        known = self._connections.get(connection)
-        if isinstance(message, messages.StatusRequest):
-            return [self._status(connection, status())], None
-        if known is None:
-            return [self.refuse(connection, "unauthenticated", "the first frame must be Hello")], None
-        match message:
-            case messages.Request():
-                return self._request(connection, known, message, shares, overloaded)
-            case messages.Query(query, data):
-                result = self._ledger.query(known.client, data)
-                reply = messages.QueryReply(query, self._ledger.index, result)
-                return [ToClient(connection, messages.encode(reply))], None
-            case messages.Watch():
-                return self._framed(connection, self._watches.open(connection, known.client, message)), None
-            case messages.Unwatch(watch):
-                self._watches.close(connection, watch)
-        return [], None
+    def ordered(self) -> tuple[Client, ...]:
+        return tuple(self._clients[client] for client in sorted(self._clients))
 
-    def _greet(self, connection: int, hello: messages.Hello) -> list[Output]:
-        if hello.version != messages.VERSION:
-            return [self.refuse(connection, "version", f"this replica speaks {messages.VERSION}")]
-        if hello.chain_id != self._genesis.chain_id:
-            return [self.refuse(connection, "wrong_chain", f"this is chain {self._genesis.name}")]
-        if not self._ledger.knows(hello.client) or not self._proven(hello):
-            sentence = "the key is not registered, or its tag does not hold"
-            return [self.refuse(connection, "unauthenticated", sentence)]
-        self.closed(connection)
-        self._connections[connection] = _Connection(hello.client, hello.session)
-        self._by_session[hello.client, hello.session] = connection
-        welcome = messages.Welcome(
-            messages.VERSION, self._genesis.chain_id, self._me, self._ledger.index, self._ledger.revision
+    def grant(self, operation: kv.Grant) -> kv.Failed | None:
+        """Register a client or replace its grants."""
+        if not valid_public_key(operation.client):
+            return kv.Failed("malformed", "the client's key is no valid Ed25519 public key")
+        if len(operation.name) > 256 or len(operation.read) + len(operation.write) > 256:
+            return kv.Failed("too_large", "a name has at most 256 characters, a client at most 256 prefixes")
+        before = self._clients.get(operation.client)
+        if before is None and len(self._clients) >= self._clients_max:
+            return kv.Failed("no_space", f"the registry holds at most {self._clients_max} clients")
+        if not operation.admin and self._only_administrator(operation.client):
+            return kv.Failed("permission_denied", "the last administrator must stay one")
+        self._replace(
+            Client(
+                operation.client,
+                operation.name,
+                operation.read,
+                operation.write,
+                operation.admin,
+                False,
+                before.session_floor if before else 0,
+            )
         )
-        return [ToClient(connection, messages.encode(welcome))]
+        return None
 
-    def _proven(self, hello: messages.Hello) -> bool:
-        try:
-            return messages.hello_holds(hello, self._authenticators.of(hello.client))
-        except UnusableKey:
-            return False
+    def revoke(self, client: bytes) -> kv.Failed | None:
+        before = self.find(client)
+        if before is None:
+            return kv.Failed("permission_denied", "no client has this key")
+        if self._only_administrator(client):
+            return kv.Failed("permission_denied", "the last administrator cannot be revoked")
+        self._replace(Client(client, before.name, (), (), False, True, before.session_floor))
+        return None
 
-    def _request(
-        self,
-        connection: int,
-        known: _Connection,
-        request: messages.Request,
-        shares: Mapping[int, Share],
-        overloaded: bool,
-    ) -> tuple[list[Output], Payload | None]:
-        try:
-            bundle = decode_bundle(request.body, self._genesis.params)
-        except BundleRefused as exc:
-            return [self.refuse(connection, "bundle", str(exc))], None
-        if (bundle.client, bundle.session) != (known.client, known.session):
-            return [self.refuse(connection, "bundle", "it belongs to another client or session")], None
-        answers = self._ledger.answered(bundle)
-        if answers is not None:
-            return [self._repeat(connection, bundle, answers, shares)], None
-        if overloaded:
-            full = messages.Overloaded(bundle.session, bundle.first_sequence, RETRY_AFTER_MS)
-            return [ToClient(connection, messages.encode(full))], None
-        if request.replies is messages.Replies.ALL:
-            known.asked[bundle.first_sequence] = None
-            if len(known.asked) > ASKED_MAX:
-                del known.asked[next(iter(known.asked))]
-        return [], Payload(payload_digest(request.body), request.body, request.tags)
+    def raise_floor(self, client: bytes, session: int) -> None:
+        """Sessions up to `session` are never opened again."""
+        before = self._clients[client]
+        if session > before.session_floor:
+            fields = (before.name, before.read, before.write, before.admin, before.revoked)
+            self._replace(Client(client, *fields, session))
 
-    def _repeat(
-        self,
-        connection: int,
-        bundle: Bundle,
-        answers: tuple[Answer, ...],
-        shares: Mapping[int, Share],
-    ) -> ToClient:
-        """The kept answers again, with whatever shares are still at hand."""
-        indexes = dict.fromkeys(answer.index for answer in answers)
-        held = tuple(shares[index] for index in indexes if index in shares)
-        materials = self._ledger.materials(bundle) if bundle.receipt else ()
-        reply = messages.Reply(self._me, bundle.session, answers, held, materials)
-        return ToClient(connection, messages.encode(reply))
+    def _replace(self, client: Client) -> None:
+        self._clients[client.client] = client
+        self.version += 1
 
-    def _status(self, connection: int, status: Status) -> ToClient:
-        reply = messages.StatusReply(
-            self._me,
-            status.epoch,
-            status.view,
-            status.leader,
-            status.index,
-            status.revision,
-            status.voting,
-        )
-        return ToClient(connection, messages.encode(reply))
-
-    # ----------------------------------------------------------------- frames out
-
-    def executed(self, executed: Executed, share: Share | None) -> list[Output]:
-        """Replies and watch events of one position."""
-        outputs: list[Output] = []
-        shares = (share,) if share is not None else ()
-        for outcome in executed.outcomes:
-            reply = self._reply(outcome, shares)
-            if reply is not None:
-                outputs.append(reply)
-        if executed.changes:
-            for connection, frame in self._watches.changed(executed.changes):
-                outputs.append(ToClient(connection, messages.encode(frame)))
-        return outputs
-
-    def _reply(self, outcome: Outcome, shares: tuple[Share, ...]) -> ToClient | None:
-        bundle = outcome.bundle
-        connection = self._by_session.get((bundle.client, bundle.session))
-        if connection is None:
-            return None
-        asked = self._connections[connection].asked
-        if not bundle.asks(self._me) and bundle.first_sequence not in asked:
-            return None
-        asked.pop(bundle.first_sequence, None)
-        reply = messages.Reply(self._me, bundle.session, outcome.answers, shares, outcome.materials)
-        return ToClient(connection, messages.encode(reply))
-
-    def refuse(self, connection: int, code: str, detail: str) -> ToClient:
-        return ToClient(connection, messages.encode(messages.Refused(code, detail)))
-
-    def _framed(self, connection: int, frames: list[messages.ReplicaFrame]) -> list[Output]:
-        return [ToClient(connection, messages.encode(frame)) for frame in frames]
-
-    # ----------------------------------------------------------------- life
-
-    def closed(self, connection: int) -> None:
-        """Forget a connection and its watches."""
-        known = self._connections.pop(connection, None)
-        if known is not None and self._by_session.get((known.client, known.session)) == connection:
-            del self._by_session[known.client, known.session]
-        self._watches.drop(connection)
-
-    def reset(self) -> list[Output]:
-        """The state was replaced by a snapshot: watches would have gaps, so they end."""
-        outputs: list[Output] = []
-        for connection, frame in self._watches.reset():
-            outputs.append(ToClient(connection, messages.encode(frame)))
-        return outputs
-
-
-def _close(connection: int, reason: str) -> CloseClient:
-    return CloseClient(connection, reason)
+    def _only_administrator(self, client: bytes) -> bool:
+        return [each.client for each in self._clients.values() if each.admin] == [client]

@@ -118,7 +118,10 @@ class Material(Record, frozen=True):
 
 
 class Reply(Record, frozen=True, tag=17):
-    """From final state only. `shares` cover the answers' positions, `materials` where asked for."""
+    """From final state only. `shares` cover the answers' positions, `materials` where asked for.
+
+    A repeated answer whose share its replica no longer holds comes without it.
+    """
 
     replica: int
     session: int

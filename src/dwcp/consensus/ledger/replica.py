@@ -16,7 +16,6 @@ from dwcp.consensus.core import machine as m
 from dwcp.consensus.core.errors import MalformedFrame
 from dwcp.consensus.core.outbox import Outbox
 from dwcp.consensus.ledger import attest
-from dwcp.consensus.ledger.clients import Clients
 from dwcp.consensus.ledger.fetch import RETRY_MS as FETCH_RETRY_MS
 from dwcp.consensus.ledger.fetch import PayloadFetch
 from dwcp.consensus.ledger.forward import decode_forward, encode_forward
@@ -36,6 +35,7 @@ from dwcp.consensus.ledger.outputs import (
     ToPeers,
     WriteGroup,
 )
+from dwcp.consensus.ledger.port import ClientPort
 from dwcp.consensus.ledger.transfer import RETRY_MS as TRANSFER_RETRY_MS
 from dwcp.consensus.ledger.transfer import SnapshotTransfer
 
@@ -83,7 +83,7 @@ class Replica:
         ledger: Ledger,
         verifier: m.Verifier,
         checker: PayloadChecker,
-        clients: Clients,
+        port: ClientPort,
         signer: m.Signer,
         voting: bool = True,
         limits: Limits | None = None,
@@ -95,7 +95,7 @@ class Replica:
         self._ledger = ledger
         self._verifier = verifier
         self._checker = checker
-        self._clients = clients
+        self._port = port
         self._signer = signer
         self._voting = voting
         self._limits = limits or Limits()
@@ -130,7 +130,7 @@ class Replica:
             pending_bytes=self._machine.pending_bytes,
             held_effects=len(self._outbox),
             fetching=len(self._fetch),
-            connections=len(self._clients),
+            connections=len(self._port),
         )
 
     @property
@@ -189,7 +189,7 @@ class Replica:
 
     def client_frame(self, connection: int, frame: bytes, *, now_ms: int) -> list[Output]:
         """A frame from an authenticated TLS connection; `Hello` must come first."""
-        outputs, payload = self._clients.receive(
+        outputs, payload = self._port.receive(
             connection,
             frame,
             shares=self._shares,
@@ -209,14 +209,14 @@ class Replica:
             elif not self._checker.vouched(payload):
                 raise BundleRefused("neither the tag nor the signature vouches for the bundle")
         except BundleRefused as exc:
-            return [self._clients.refuse(connection, "bundle", str(exc))]
+            return [self._port.refuse(connection, "bundle", str(exc))]
         outputs = self._step(m.Submitted((payload,)), now_ms)
         if not leading:
             outputs.insert(0, ToPeers((self._machine.leader,), encode_forward((payload,))))
         return outputs
 
     def client_closed(self, connection: int) -> None:
-        self._clients.closed(connection)
+        self._port.closed(connection)
 
     def _overloaded(self) -> bool:
         return self._machine.pending_bytes > self._limits.pending_bytes_max
@@ -254,7 +254,7 @@ class Replica:
                 return self._save_waiting()
             self._ledger.install(snapshot.parts, snapshot.root)
             outputs.append(Observed("snapshot.installed", {"index": index}))
-            outputs += self._clients.reset()
+            outputs += self._port.reset()
         outputs += self._step(m.Snapshotted(index, snapshot.root, installed), now_ms)
         return outputs + self._save_waiting()
 
@@ -329,7 +329,7 @@ class Replica:
         executed = self._ledger.apply(commit)
         self._fetch.forget([payload.digest for payload in commit.payloads])
         if executed.outcomes:
-            outputs += self._clients.executed(executed, self._attest(executed))
+            outputs += self._port.executed(executed, self._attest(executed))
         if executed.state_root is not None:
             outputs += self._checkpoint()
         return m.Applied(executed.index, executed.state_root)

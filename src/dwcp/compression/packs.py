@@ -1,0 +1,66 @@
+"""Packs: how the chunks of a plan are grouped into the blocks of one stream, alike at both ends.
+
+Both ends know addresses and sizes in plan order, so a pack carries no framing of its own: its raw
+bytes are its chunks, one after another. Small files travel together, and a codec sees enough at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from blake3 import blake3
+
+from dwcp.compression.chunking import CHUNK_BYTES_MAX, address
+from dwcp.compression.container import STREAM_ID_SIZE
+from dwcp.compression.errors import SourceLied
+from dwcp.compression.manifest import Chunk
+
+PACK_BYTES = 1 << 20
+PACK_BYTES_MAX = PACK_BYTES + CHUNK_BYTES_MAX
+PLAN_CHUNKS_MAX = 32_768  # a request of 1 MiB of addresses; larger payloads take several plans
+
+Pack = tuple[Chunk, ...]
+
+
+def group(plan: Iterable[Chunk]) -> tuple[Pack, ...]:
+    """Consecutive chunks until a pack has at least `PACK_BYTES`; the last may be smaller."""
+    packs: list[Pack] = []
+    pack: list[Chunk] = []
+    size = 0
+    for chunk in plan:
+        pack.append(chunk)
+        size += chunk.size
+        if size >= PACK_BYTES:
+            packs.append(tuple(pack))
+            pack, size = [], 0
+    if pack:
+        packs.append(tuple(pack))
+    return tuple(packs)
+
+
+def stream_id(plan: Iterable[Chunk]) -> bytes:
+    """Names the stream of a plan, so that a resumed one cannot be another plan's."""
+    hasher = blake3(derive_key_context="dwcp packs v1 stream id")
+    for chunk in plan:
+        hasher.update(chunk.address)
+        hasher.update(chunk.size.to_bytes(4, "big"))
+    return hasher.digest(length=STREAM_ID_SIZE)
+
+
+def raw_size(pack: Pack) -> int:
+    return sum(chunk.size for chunk in pack)
+
+
+def split(pack: Pack, raw: bytes) -> list[tuple[bytes, bytes]]:
+    """(address, bytes) of each chunk, verified. Raises `SourceLied`."""
+    if len(raw) != raw_size(pack):
+        raise SourceLied(f"a pack of {raw_size(pack)} bytes was asked for, {len(raw)} bytes came")
+    chunks = []
+    at = 0
+    for chunk in pack:
+        data = raw[at : at + chunk.size]
+        if address(data) != chunk.address:
+            raise SourceLied(f"chunk {chunk.address.hex()[:12]} was asked for, other bytes came")
+        chunks.append((chunk.address, data))
+        at += chunk.size
+    return chunks

@@ -1,0 +1,38 @@
+"""The allocator's composition root."""
+
+from __future__ import annotations
+
+from dwcp.runtime.http import Check, Verdict, application, serve
+from dwcp.runtime.process import Process, run
+from dwcp.runtime.tokens import TokenBook
+from dwcp.services.allocator.config import AllocatorConfig
+from dwcp.services.allocator.routes import NO_MODEL, Desk, add_routes
+
+
+async def main(config: AllocatorConfig, process: Process) -> None:
+    """Serves until told to stop."""
+    desk = Desk(
+        policy=config.policy,
+        reservation_ms=config.reservation_ms,
+        clock=process.clock,
+        telemetry=process.telemetry,
+        links={link.site: (link.uplink_mbps, link.downlink_mbps) for link in config.links},
+    )
+    process.health.add(
+        "policy", lambda: Check(Verdict.OK, NO_MODEL, {"model": "none", "policy": desk.policy})
+    )
+    app = application(process.health, process.telemetry)
+    add_routes(app, desk)
+    await serve(
+        app,
+        stop=process.stop,
+        telemetry=process.telemetry,
+        plain=(config.plain.host, config.plain.port) if config.plain else None,
+        tls=(config.mutual.host, config.mutual.port, config.tls) if config.mutual else None,
+        tokens=TokenBook(config.tokens) if config.tokens else None,
+        drain_ms=config.drain_ms,
+    )
+
+
+if __name__ == "__main__":
+    run(AllocatorConfig, main)

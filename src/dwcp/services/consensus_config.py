@@ -1,0 +1,26 @@
+"""Configuration of a consensus node."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from dwcp.runtime.config import ServiceConfig
+from dwcp.runtime.errors import ConfigInvalid
+
+
+class ConsensusConfig(ServiceConfig, frozen=True):
+    """`name` is a replica's name in genesis, which says its addresses; `sign_key` is its voting key."""
+
+    pending_bytes_max: Annotated[
+        int, Meta(ge=65_536, description="bundles waiting to be ordered before load is shed, bytes")
+    ] = 16_777_216
+    client_connections_max: Annotated[
+        int, Meta(ge=1, le=65_536, description="connections on the client port")
+    ] = 1024
+
+    def validate(self) -> None:
+        super().validate()
+        if self.sign_key is None:
+            raise ConfigInvalid("sign_key: a consensus node needs its voting key")

@@ -1,0 +1,195 @@
+"""Everybody the manager asks over HTTP: one breaker and one watch on each, and the probes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import httpx
+
+from dwcp.allocation.decide import decide as propose_locally
+from dwcp.api import agent as agent_api
+from dwcp.api import allocator as allocator_api
+from dwcp.api.allocator import PlaceAnswer, PlaceRequest
+from dwcp.api.manager import BreakerView, Reach
+from dwcp.api.requests import AnswerMalformed, Request, answer
+from dwcp.control.breaker import Breaker, BreakerLimits, BreakerState
+from dwcp.control.health import Condition, Observation, Watchlist
+from dwcp.runtime.clock import Clock
+from dwcp.runtime.telemetry import Telemetry
+
+ANSWER_BYTES_MAX = 8 * 1024 * 1024
+PROBE_TIMEOUT_S = 3.0
+ALLOCATOR = "maddpg-allocator"
+CONTROL_LOG = "control-log"
+_LEVEL = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
+
+
+class DependencyFailed(Exception):
+    """A dependency did not answer as it should; the message names it. It is tried again by itself."""
+
+
+class Dependencies:
+    """Breakers by name, made on first use; bounded by the nodes there are."""
+
+    def __init__(
+        self,
+        *,
+        limits: BreakerLimits,
+        clock: Clock,
+        telemetry: Telemetry,
+        probe_ms: int,
+        client: httpx.AsyncClient,
+    ) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._telemetry = telemetry
+        self._client = client
+        self._breakers: dict[str, Breaker] = {}
+        self.watchlist = Watchlist(interval_ms=probe_ms)
+
+    def breaker(self, name: str) -> Breaker:
+        if name not in self._breakers:
+            self._breakers[name] = Breaker(name, self._limits)
+        return self._breakers[name]
+
+    async def call(self, name: str, url: str, wanted: Request, *, timeout_s: float) -> bytes:
+        """The body of a 2xx answer. Raises `DependencyFailed`, at once while the breaker is open."""
+        breaker = self.breaker(name)
+        if not breaker.allows(now_ms=self._clock.monotonic_ms()):
+            raise DependencyFailed(f"{name}: its breaker is open after: {breaker.last_error}")
+        try:
+            body = await self._send(name, url, wanted, timeout_s=timeout_s)
+        except DependencyFailed as exc:
+            self.failed(name, str(exc))
+            raise
+        self.succeeded(name)
+        return body
+
+    def succeeded(self, name: str) -> None:
+        self.breaker(name).succeeded()
+        self._show(name)
+
+    def failed(self, name: str, error: str) -> None:
+        self.breaker(name).failed(error, now_ms=self._clock.monotonic_ms())
+        self._show(name)
+
+    def reset(self, name: str) -> bool:
+        """An operator's reset of one, or of all for an empty name; whether there was one of that name."""
+        chosen = [name] if name else list(self._breakers)
+        known = [breaker for each in chosen if (breaker := self._breakers.get(each)) is not None]
+        for breaker in known:
+            breaker.reset()
+            self._show(breaker.name)
+        return bool(known) or not name
+
+    def views(self) -> list[BreakerView]:
+        now_ms = self._clock.monotonic_ms()
+        return [
+            BreakerView(
+                name=name,
+                state=breaker.state.value,
+                failures=breaker.failures,
+                successes=breaker.successes,
+                retry_after_ms=breaker.retry_after_ms(now_ms=now_ms),
+                last_error=breaker.last_error,
+            )
+            for name, breaker in sorted(self._breakers.items())
+        ]
+
+    def reach(self, name: str) -> Reach:
+        condition = self.watchlist.condition(name, now_ms=self._clock.monotonic_ms())
+        known = {Condition.OK: Reach.REACHABLE, Condition.FAILING: Reach.UNREACHABLE}
+        return known.get(condition, Reach.UNKNOWN)
+
+    def unreachable(self) -> frozenset[str]:
+        """Who should get no new work: known to fail, not merely unknown."""
+        return frozenset(name for name in self.watchlist.subjects() if self.reach(name) is Reach.UNREACHABLE)
+
+    def lease_missed(self, node: str) -> None:
+        """A node that let a lease run out counts as unreachable until a probe says otherwise."""
+        observation = Observation(False, self._clock.monotonic_ms(), "it let a lease run out")
+        self.watchlist.observed(node, observation)
+
+    async def probe(self, targets: dict[str, str]) -> None:
+        """Asks `/health` of every target (name -> url) at once."""
+        self.watchlist.keep(frozenset(targets))
+        await asyncio.gather(*(self._probe(name, url) for name, url in sorted(targets.items())))
+
+    async def _probe(self, name: str, url: str) -> None:
+        """Probes go out even while the breaker is open: they are what closes it again."""
+        started_ms = self._clock.monotonic_ms()
+        try:
+            await self._send(name, url, agent_api.health(), timeout_s=PROBE_TIMEOUT_S)
+        except DependencyFailed as exc:
+            ok, detail = False, str(exc)
+            self.failed(name, detail)
+        else:
+            ok, detail = True, "answered"
+            if self.breaker(name).allows(now_ms=self._clock.monotonic_ms()):
+                self.succeeded(name)
+        now_ms = self._clock.monotonic_ms()
+        self.watchlist.observed(name, Observation(ok, now_ms, detail, now_ms - started_ms))
+        self._telemetry.gauge("dwcp_up", 1 if ok else 0, component=name)
+        self._telemetry.observe("dwcp_probe_seconds", (now_ms - started_ms) / 1000, component=name)
+
+    async def _send(self, name: str, url: str, wanted: Request, *, timeout_s: float) -> bytes:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._exchange(name, url, wanted)
+        except TimeoutError as exc:
+            raise DependencyFailed(f"{name}: no answer within {timeout_s:g} s") from exc
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as exc:
+            raise DependencyFailed(f"{name}: {str(exc) or type(exc).__name__}") from exc
+
+    async def _exchange(self, name: str, url: str, wanted: Request) -> bytes:
+        request = self._client.build_request(
+            wanted.method, url + wanted.path, content=wanted.body or None, headers=wanted.headers
+        )
+        got = await self._client.send(request, stream=True)
+        try:
+            body = b""
+            async for part in got.aiter_bytes():
+                body += part
+                if len(body) > ANSWER_BYTES_MAX:
+                    raise DependencyFailed(f"{name}: its answer is longer than {ANSWER_BYTES_MAX} bytes")
+        finally:
+            await got.aclose()
+        if not got.is_success:
+            raise DependencyFailed(
+                f"{name}: answered {got.status_code}: {body[:200].decode('utf-8', 'replace')}"
+            )
+        return body
+
+    def _show(self, name: str) -> None:
+        self._telemetry.gauge("dwcp_breaker_state", _LEVEL[self.breaker(name).state], dependency=name)
+
+
+class AllocatorOrLocal:
+    """The placer: the allocator if it answers in time, else the same rules computed here, saying so."""
+
+    def __init__(
+        self, dependencies: Dependencies, *, url: str, timeout_s: float, noted: Callable[[str], None]
+    ) -> None:
+        self._dependencies = dependencies
+        self._url = url
+        self._timeout_s = timeout_s
+        self._noted = noted
+
+    async def place(self, wanted: PlaceRequest) -> PlaceAnswer:
+        try:
+            body = await self._dependencies.call(
+                ALLOCATOR, self._url, allocator_api.place(wanted), timeout_s=self._timeout_s
+            )
+            return answer(PlaceAnswer, body)
+        except (DependencyFailed, AnswerMalformed) as exc:
+            self._noted(str(exc))
+            return propose_locally(wanted, fallback=True)
+
+    async def release(self, workload: str) -> None:
+        """Best effort: a reservation ends by itself."""
+        try:
+            wanted = allocator_api.release(workload)
+            await self._dependencies.call(ALLOCATOR, self._url, wanted, timeout_s=self._timeout_s)
+        except DependencyFailed as exc:
+            self._noted(str(exc))

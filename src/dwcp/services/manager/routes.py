@@ -1,0 +1,213 @@
+"""The manager's routes. They parse, call the coordinator, and map its refusals; they decide nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from fastapi import FastAPI, Request, Response
+
+from dwcp.api.manager import (
+    EVENT_WAIT_S_MAX,
+    EVENTS_PER_POST_MAX,
+    BreakerList,
+    BreakerReset,
+    Drain,
+    NodeList,
+    ReceiptList,
+    Reports,
+    StoredReceipt,
+    Submission,
+    TransferList,
+    WorkloadList,
+)
+from dwcp.control import errors
+from dwcp.runtime.http import Refusal, json_response, principal
+from dwcp.runtime.telemetry import Telemetry
+from dwcp.services import bodies
+from dwcp.services.manager.coordinator import Coordinator
+from dwcp.services.manager.dependencies import Dependencies
+from dwcp.services.manager.events import Events
+from dwcp.services.manager.ports import LogRefused, LogUnreachable, ReceiptStore, ReceiptUnwanted
+from dwcp.services.manager.views import node_view, workload_view
+
+T = TypeVar("T")
+STATUS: dict[type[errors.ControlError], int] = {
+    errors.DemandImpossible: 422,
+    errors.JobRefused: 422,
+    errors.WorkloadUnknown: 404,
+    errors.NodeUnknown: 404,
+    errors.WorkloadExists: 409,
+    errors.WorkloadEnded: 409,
+    errors.Contended: 503,
+    errors.ClockSkewed: 503,
+    errors.NotReady: 503,
+}
+
+
+class Desk:
+    """Answers the routes; `wake` lets the loop decide at once."""
+
+    def __init__(
+        self,
+        *,
+        coordinator: Coordinator,
+        dependencies: Dependencies,
+        events: Events,
+        receipts: ReceiptStore,
+        telemetry: Telemetry,
+        wake: Callable[[], None],
+    ) -> None:
+        self._coordinator = coordinator
+        self._dependencies = dependencies
+        self._events = events
+        self._receipts = receipts
+        self._telemetry = telemetry
+        self._wake = wake
+
+    # ------------------------------------------------------------------ workloads
+
+    async def submit(self, request: Request) -> Response:
+        submission = await bodies.read(request, Submission)
+        by = principal(request).name
+        try:
+            entry, made = await _mapped(self._coordinator.submit(submission, by=by))
+        except Refusal as exc:
+            self._telemetry.count("dwcp_manager_refused_total", reason=exc.code)
+            raise
+        self._wake()
+        return json_response(workload_view(entry), 201 if made else 200)
+
+    async def workloads(self) -> Response:
+        self._need_loaded()
+        inventory = self._coordinator.inventory
+        views = tuple(workload_view(entry) for entry in inventory.workloads())
+        return json_response(WorkloadList(workloads=views, revision=inventory.revision))
+
+    async def workload(self, identity: str) -> Response:
+        self._need_loaded()
+        entry = self._coordinator.inventory.workload(identity)
+        if entry is None:
+            raise Refusal(404, "workload_unknown", f"there is no workload {identity[:40]!r}")
+        return json_response(workload_view(entry))
+
+    async def cancel(self, identity: str) -> Response:
+        entry = await _mapped(self._coordinator.cancel(identity))
+        self._wake()
+        return json_response(workload_view(entry))
+
+    async def receipts(self, identity: str) -> Response:
+        return json_response(ReceiptList(receipts=tuple(await self._receipts.of(identity))))
+
+    async def keep_receipt(self, request: Request) -> Response:
+        _need_process(request)
+        receipt = await bodies.read(request, StoredReceipt)
+        try:
+            await self._receipts.keep(receipt)
+        except ReceiptUnwanted as exc:
+            raise Refusal(422, "malformed", str(exc)) from exc
+        except OSError as exc:
+            raise Refusal(507, "no_space", f"the receipt cannot be stored: {exc.strerror}") from exc
+        return json_response({"kept": True})
+
+    # ------------------------------------------------------------------ nodes
+
+    async def nodes(self) -> Response:
+        self._need_loaded()
+        inventory, known = self._coordinator.inventory, self._dependencies
+        views = tuple(
+            node_view(entry, known.reach(entry.name), known.watchlist.detail(entry.name))
+            for entry in inventory.nodes()
+        )
+        return json_response(NodeList(nodes=views, revision=inventory.revision))
+
+    async def drain(self, name: str, request: Request) -> Response:
+        wanted = await bodies.read(request, Drain, empty=Drain())
+        entry = await _mapped(self._coordinator.drain(name, undo=wanted.undo))
+        self._wake()
+        known = self._dependencies
+        return json_response(node_view(entry, known.reach(name), known.watchlist.detail(name)))
+
+    # ------------------------------------------------------------------ events
+
+    async def events(self, request: Request) -> Response:
+        after = int(bodies.number(request, "after", default=0, most=2**53))
+        wait_s = bodies.number(request, "wait_s", default=0, most=EVENT_WAIT_S_MAX)
+        workload = request.query_params.get("workload", "")
+        return json_response(await self._events.wait_after(after, workload=workload, wait_s=wait_s))
+
+    async def report(self, request: Request) -> Response:
+        source = _need_process(request)
+        reports = (await bodies.read(request, Reports)).reports
+        if len(reports) > EVENTS_PER_POST_MAX:
+            raise Refusal(
+                422, "too_many", f"at most {EVENTS_PER_POST_MAX} reports at once, got {len(reports)}"
+            )
+        for report in reports:
+            self._events.append(source, report)
+        return json_response({"kept": len(reports)})
+
+    async def transfers(self) -> Response:
+        return json_response(TransferList(transfers=tuple(self._events.transfers())))
+
+    # ------------------------------------------------------------------ breakers
+
+    async def breakers(self) -> Response:
+        return json_response(BreakerList(breakers=tuple(self._dependencies.views())))
+
+    async def reset_breaker(self, request: Request) -> Response:
+        wanted = await bodies.read(request, BreakerReset, empty=BreakerReset())
+        if not self._dependencies.reset(wanted.name):
+            names = ", ".join(view.name for view in self._dependencies.views()) or "none yet"
+            raise Refusal(
+                404, "breaker_unknown", f"no breaker is named {wanted.name[:60]!r}; there are: {names}"
+            )
+        self._wake()
+        return await self.breakers()
+
+    def _need_loaded(self) -> None:
+        if not self._coordinator.loaded:
+            raise Refusal(
+                503, "not_ready", "the manager has not read the control log yet; try again in a moment"
+            )
+
+
+def add_routes(app: FastAPI, desk: Desk) -> None:
+    """Every route beside those that all services have."""
+    for method, path, route in (
+        ("POST", "/api/v1/workloads", desk.submit),
+        ("GET", "/api/v1/workloads", desk.workloads),
+        ("GET", "/api/v1/workloads/{identity}", desk.workload),
+        ("POST", "/api/v1/workloads/{identity}/cancel", desk.cancel),
+        ("GET", "/api/v1/workloads/{identity}/receipts", desk.receipts),
+        ("POST", "/api/v1/receipts", desk.keep_receipt),
+        ("GET", "/api/v1/nodes", desk.nodes),
+        ("POST", "/api/v1/nodes/{name}/drain", desk.drain),
+        ("GET", "/api/v1/events", desk.events),
+        ("POST", "/api/v1/events", desk.report),
+        ("GET", "/api/v1/transfers", desk.transfers),
+        ("GET", "/circuit-breaker/state", desk.breakers),
+        ("POST", "/circuit-breaker/reset", desk.reset_breaker),
+    ):
+        app.add_api_route(path, route, methods=[method], response_model=None)
+
+
+async def _mapped(work: Awaitable[T]) -> T:
+    """The control plane's refusals as HTTP answers."""
+    try:
+        return await work
+    except errors.ControlError as exc:
+        raise Refusal(STATUS.get(type(exc), 400), exc.code, str(exc)) from exc
+    except LogUnreachable as exc:
+        detail = f"the control log did not answer, whether it happened is not known: {exc}; ask again"
+        raise Refusal(503, "indeterminate", detail) from exc
+    except LogRefused as exc:
+        raise Refusal(502, "log_refused", f"the control log refused it: {exc}") from exc
+
+
+def _need_process(request: Request) -> str:
+    """The caller's name, where it is one of the installation's processes."""
+    caller = principal(request)
+    if caller.kind != "process":
+        raise Refusal(403, "forbidden", "only processes of this installation report here, over mutual TLS")
+    return caller.name

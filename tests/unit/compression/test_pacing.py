@@ -1,0 +1,49 @@
+"""The bucket: no more bits than the link has, none lost to waiting."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dwcp.compression.pacing import MBIT, Bucket
+
+
+@given(
+    rate=st.floats(1e4, 1e9),
+    steps=st.lists(st.tuples(st.integers(0, 1 << 18), st.floats(0, 2)), min_size=1, max_size=40),
+)
+def test_never_more_than_the_rate(rate: float, steps: list[tuple[int, float]]) -> None:
+    """A caller that waits as told never passes more than rate × time + burst."""
+    bucket = Bucket(rate)
+    now = sent = 0.0
+    for size, idle in steps:
+        now += idle
+        now += bucket.take(size, now_s=now)
+        sent += size * 8
+
+        assert sent <= rate * now + 8 * (64 << 10) + 1
+
+
+def test_the_rate_is_used_up() -> None:
+    """5 Mbit/s carries 5 MB in 8 seconds, less the burst: pacing that waits too long would show."""
+    bucket = Bucket(5 * MBIT)
+    now = 0.0
+    for _ in range(5_000_000 // 65_536):
+        now += bucket.take(65_536, now_s=now)
+
+    assert now == pytest.approx(7.9, abs=0.2)
+
+
+def test_a_clock_that_goes_back_gives_nothing() -> None:
+    """Time that runs backwards neither adds nor takes tokens."""
+    bucket = Bucket(MBIT, burst_bytes=0)
+    bucket.take(0, now_s=10.0)
+
+    assert bucket.take(125_000, now_s=9.0) == pytest.approx(1.0)
+
+
+def test_a_link_without_rate_is_refused() -> None:
+    """Zero would wait for ever."""
+    with pytest.raises(ValueError, match="above 0"):
+        Bucket(0)
