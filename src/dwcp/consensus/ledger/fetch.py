@@ -54,7 +54,8 @@ class PayloadFetch:
 
     def want(self, digests: Sequence[bytes], sources: Sequence[int]) -> list[ToPeers]:
         """Ask for bodies, first from `sources`."""
-        fresh = [d for d in digests if d not in self._wanted and len(self._wanted) < WANTED_MAX]
+        room = WANTED_MAX - len(self._wanted)
+        fresh = [d for d in dict.fromkeys(digests) if d not in self._wanted][:room]
         first = tuple(source for source in sources if source != self._me)
         for address in fresh:
             self._wanted[address] = first
