@@ -59,8 +59,8 @@ def create(layout: Layout, world: World, *, now_ms: int) -> None:
         left = [piece for piece in _PIECES if (layout.root / piece).exists()]
         if left:
             raise Contradiction(
-                f"{layout.root}: there is no {layout.genesis.name}, yet there is {', '.join(left)}: restore the "
-                "missing file from a backup, or move the folder away"
+                f"{layout.root}: there is no {layout.genesis.name}, yet there is {', '.join(left)}: "
+                "restore the missing file from a backup, or move the folder away"
             )
         shutil.rmtree(making.root, ignore_errors=True)
         _make(making, world, now_ms=now_ms)
@@ -163,7 +163,7 @@ def _genesis(layout: Layout, world: World, public: dict[str, bytes]) -> Genesis:
 
 
 def _clients(world: World, public: dict[str, bytes]) -> tuple[GenesisClient, ...]:
-    """Grants: the manager places work anywhere, an agent describes its own node only, the operator may all."""
+    """Grants: the manager places work anywhere, an agent describes its own node only."""
     manager = GenesisClient(MANAGER, public[MANAGER].hex(), read=("",), write=("/w/", "/n/"))
     agents = tuple(
         GenesisClient(
@@ -199,8 +199,8 @@ def _check_replicas(layout: Layout, world: World, genesis: Genesis) -> None:
         meant = (world.replicas[position], world.host(f"1.{position + 1}"))
         if meant != (replica.site, replica.host):
             raise Contradiction(
-                f"{layout.cluster}: replica {replica.name} is {meant[0]} at {meant[1]}, but {layout.genesis} says "
-                f"{replica.site} at {replica.host}; restore `net` and `replicas`, or make a new installation"
+                f"{layout.cluster}: replica {replica.name} is {meant[0]} at {meant[1]}, but {layout.genesis} "
+                f"says {replica.site} at {replica.host}; restore the file, or make a new installation"
             )
         _check_key(layout.sign_key(replica.name), replica.public_key, f"{layout.genesis}: {replica.name}")
         certificate = layout.tls(replica.name).certificate

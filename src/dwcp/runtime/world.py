@@ -1,4 +1,4 @@
-"""The world of one installation: sites, replicas, agents, addresses; and every service's configuration from it.
+"""The world of one installation: sites, replicas, agents; and every service's configuration from it.
 
 `cluster.yaml` holds a `World`. Configuration files are made from it at each start,
 so that one decision is written in one place. Knows nothing of processes.
@@ -46,6 +46,9 @@ class AgentPlan(Settings, frozen=True):
 class World(Settings, frozen=True):
     """The content of `cluster.yaml`."""
 
+    sites: Annotated[tuple[Site, ...], Meta(description="every site")]
+    replicas: Annotated[tuple[Name, ...], Meta(description="sites of the control replicas, in genesis order")]
+    agents: Annotated[tuple[AgentPlan, ...], Meta(description="the worker machines")]
     name: Annotated[Name, Meta(description="the installation's name")] = "dwcp"
     net: Annotated[str, Meta(description="first two numbers of the loopback network, for example 127.0")] = (
         "127.0"
@@ -54,9 +57,6 @@ class World(Settings, frozen=True):
     lease_ms: Annotated[
         int, Meta(ge=1000, le=600_000, description="lease of a placed or running attempt, ms")
     ] = 30_000
-    sites: Annotated[tuple[Site, ...], Meta(description="every site")]
-    replicas: Annotated[tuple[Name, ...], Meta(description="sites of the control replicas, in genesis order")]
-    agents: Annotated[tuple[AgentPlan, ...], Meta(description="the worker machines")]
 
     def validate(self) -> None:
         check_net(self.net)

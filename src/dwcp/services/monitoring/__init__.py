@@ -1,0 +1,1 @@
+"""`dwcp-monitoring`: how every process and every cluster is, for people and for Prometheus."""
