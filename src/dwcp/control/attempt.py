@@ -157,6 +157,8 @@ def _never_started(facts: Facts, state: State, reason: str) -> Decision:
 
 
 def _running(remote: WorkloadState, facts: Facts, lease: LeaseView, retry: Retry) -> Decision:
+    if not facts.recorded and facts.alive:
+        return Decision(Action.STOP, cause=Cause.SUPERSEDED)
     if not facts.recorded:
         # The record precedes the commit; it is gone, and with it the proof of what was started.
         return _fate_unknown(remote, retry, "the agent lost its record of this attempt")
@@ -173,7 +175,8 @@ def _running(remote: WorkloadState, facts: Facts, lease: LeaseView, retry: Retry
 
 def _refused_entry(facts: Facts) -> bool:
     """The shim found the lease lapsed, or a stop asked for, before it started the command."""
-    return facts.exit is not None and facts.exit.cause is not None and not facts.exit.entered
+    found = facts.exit
+    return found is not None and found.cause is not None and not found.entered and not facts.alive
 
 
 def _given_up(remote: WorkloadState, facts: Facts) -> Decision:
