@@ -355,10 +355,11 @@ class ProBFT:
 
     def _in_view(self, sender: int, message: Message, *, slot: int, view: int) -> bool:
         """Whether a message belongs to the installed view; one for a later view is kept for it."""
-        current = self._standing.current
-        if self._rules.accepts_view(view, current) and self._standing.installed:
+        current, installed = self._standing.current, self._standing.installed
+        if self._rules.accepts_view(view, current) and installed:
             return True
-        if current <= view <= current + VIEWS_AHEAD_MAX and view + self._standing.installed > current:
+        early = view > current or (view == current and not installed)
+        if early and view <= current + VIEWS_AHEAD_MAX:
             inside = self._rules.accepts_slot(slot, self._window.low, self._window.high)
             if inside and (message.kind != Kind.PROPOSE or self._leads(sender, view)):
                 self._ahead.keep(sender, message, slot=slot, view=view)
