@@ -8,12 +8,12 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.consensus.ledger.scene import ADMIN, GUEST, USER, Scene
 
 from dwcp.api import kv
 from dwcp.consensus.ledger import checkpoint
 from dwcp.consensus.ledger.checkpoint import SnapshotInvalid
 from dwcp.consensus.ledger.ledger import Ledger
-from tests.unit.consensus.ledger.scene import ADMIN, GUEST, USER, Scene
 
 OPERATION = st.one_of(
     st.builds(kv.Put, st.binary(min_size=1, max_size=2), st.binary(max_size=4)),

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.consensus.ledger.scene import ADMIN, REPLICA_KEYS, genesis_of
 
 from dwcp.consensus.ledger import genesis
-from tests.unit.consensus.ledger.scene import ADMIN, REPLICA_KEYS, genesis_of
 
 
 @pytest.mark.parametrize(("n", "f", "quorum"), [(4, 1, 3), (5, 1, 4), (6, 1, 4), (7, 2, 5)])

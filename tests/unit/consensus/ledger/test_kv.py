@@ -8,12 +8,12 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from tests.unit.consensus.ledger.scene import failure, genesis_of
 
 from dwcp.api import kv
 from dwcp.api.kv import Compare, DeleteRange, Put, Range, Relation, Target, Txn
 from dwcp.consensus.ledger.clients import Client, from_genesis
 from dwcp.consensus.ledger.kv import VERSION_OVERHEAD, Store
-from tests.unit.consensus.ledger.scene import failure, genesis_of
 
 EVERYONE = from_genesis(genesis_of())[1]
 KEYS = st.sampled_from([b"a", b"a/1", b"a/2", b"b", b"b/1", b"c"])

@@ -8,15 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from dwcp.api import kv
-from dwcp.consensus.core.errors import InvariantBroken
-from dwcp.consensus.core.machine import Commit, Payload
-from dwcp.consensus.crypto import codec, merkle
-from dwcp.consensus.crypto.hashes import Domain
-from dwcp.consensus.ledger import attest
-from dwcp.consensus.ledger.ledger import Compacted, Ledger, operation_leaf, result_leaf
-from dwcp.consensus.ledger.operations import Signed, build, payload_digest
 from tests.unit.consensus.ledger.scene import (
     ADMIN,
     GUEST,
@@ -27,6 +18,15 @@ from tests.unit.consensus.ledger.scene import (
     genesis_of,
     results,
 )
+
+from dwcp.api import kv
+from dwcp.consensus.core.errors import InvariantBroken
+from dwcp.consensus.core.machine import Commit, Payload
+from dwcp.consensus.crypto import codec, merkle
+from dwcp.consensus.crypto.hashes import Domain
+from dwcp.consensus.ledger import attest
+from dwcp.consensus.ledger.ledger import Compacted, Ledger, operation_leaf, result_leaf
+from dwcp.consensus.ledger.operations import Signed, build, payload_digest
 
 
 def test_history_commits_to_every_operation_and_result() -> None:

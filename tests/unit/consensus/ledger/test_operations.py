@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.consensus.ledger.scene import REPLICA_KEYS, USER, authenticators, genesis_of
 
 from dwcp.api import kv
 from dwcp.consensus.core.machine import Payload
@@ -12,7 +13,6 @@ from dwcp.consensus.crypto import codec
 from dwcp.consensus.crypto.mac import Authenticators, shared_secret
 from dwcp.consensus.ledger import operations
 from dwcp.consensus.ledger.operations import BundleRefused, Flags, PayloadChecker, Signed
-from tests.unit.consensus.ledger.scene import REPLICA_KEYS, USER, authenticators, genesis_of
 
 GENESIS = genesis_of()
 PUT = codec.encode(kv.Put(b"key", b"value"))

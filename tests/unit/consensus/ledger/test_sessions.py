@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.consensus.ledger.scene import ADMIN, STRANGER, USER, Scene, failure, results
 
 from dwcp.api import kv
 from dwcp.consensus.ledger.sessions import WINDOW
-from tests.unit.consensus.ledger.scene import ADMIN, STRANGER, USER, Scene, failure, results
 
 
 def test_a_repeated_bundle_is_answered_from_memory() -> None:
