@@ -8,15 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from dwcp.api import kv
-from dwcp.consensus.core.errors import InvariantBroken
-from dwcp.consensus.core.machine import Commit, Payload
-from dwcp.consensus.crypto import codec, merkle
-from dwcp.consensus.crypto.hashes import Domain
-from dwcp.consensus.ledger import attest
-from dwcp.consensus.ledger.ledger import Compacted, Ledger, operation_leaf, result_leaf
-from dwcp.consensus.ledger.operations import Signed, build, payload_digest
 from tests.unit.consensus.ledger.scene import (
     ADMIN,
     GUEST,
@@ -27,6 +18,15 @@ from tests.unit.consensus.ledger.scene import (
     genesis_of,
     results,
 )
+
+from dwcp.api import kv
+from dwcp.consensus.core.errors import InvariantBroken
+from dwcp.consensus.core.machine import Commit, Payload
+from dwcp.consensus.crypto import codec, merkle
+from dwcp.consensus.crypto.hashes import Domain
+from dwcp.consensus.ledger import attest
+from dwcp.consensus.ledger.ledger import Compacted, Ledger, operation_leaf, result_leaf
+from dwcp.consensus.ledger.operations import Signed, build, payload_digest
 
 
 def test_history_commits_to_every_operation_and_result() -> None:
@@ -53,7 +53,10 @@ def test_history_commits_to_every_operation_and_result() -> None:
 
 
 def test_null_batches_move_the_history_and_nothing_else() -> None:
-    """Goal: gaps filled by a view change are no-ops. Method: a null batch between two puts, with a time of 0."""
+    """Goal: gaps filled by a view change are no-ops.
+
+    Method: a null batch between two puts, with a time of 0.
+    """
     scene = Scene()
     scene.put(b"k", b"1")
     before = (scene.ledger.revision, scene.ledger.time_ms, scene.ledger.history_digest)
@@ -84,7 +87,10 @@ def test_positions_must_be_contiguous_final_and_forward_in_time() -> None:
 
 
 def test_malformed_payloads_take_a_position_and_do_nothing() -> None:
-    """Goal: bytes that should never have been ordered cannot stop a replica. Method: junk between two bundles."""
+    """Goal: bytes that should never have been ordered cannot stop a replica.
+
+    Method: junk between two bundles.
+    """
     scene = Scene()
     scene.open()
     junk = Payload(payload_digest(b"junk"), b"junk")
@@ -131,7 +137,10 @@ def test_time_guards_see_committed_time() -> None:
 
 
 def test_grants_are_checked_and_changed_through_the_log() -> None:
-    """Goal: clients come and go by ledger entries only an administrator makes. Method: the life of a client."""
+    """Goal: clients come and go by ledger entries only an administrator makes.
+
+    Method: the life of a client.
+    """
     scene = Scene()
     grant = kv.Grant(STRANGER.public, "stranger", (b"s/",), (b"s/",))
     assert failure(scene.run(grant)) == "permission_denied"
@@ -189,7 +198,10 @@ def test_stale_queries_answer_from_executed_state_under_grants() -> None:
 
 
 def test_answered_knows_whole_bundles_only() -> None:
-    """Goal: a retry is answered from memory, anything new is ordered. Method: a known, a partial, an unknown one."""
+    """Goal: a retry is answered from memory, anything new is ordered.
+
+    Method: a known, a partial, an unknown one.
+    """
     scene = Scene()
     scene.open()
     payload = scene.payload([kv.Put(b"a", b""), kv.Put(b"b", b"")], first=1)
