@@ -15,6 +15,7 @@ from tests.unit.consensus.ledger.scene import ADMIN, GUEST, USER, Scene, authent
 from dwcp.api import kv
 from dwcp.consensus.crypto import codec
 from dwcp.consensus.ledger import checkpoint, messages, operations
+from dwcp.consensus.ledger.client import Completed
 from dwcp.consensus.ledger.messages import Answer, Material, ReplicaFrame, Share
 from dwcp.consensus.ledger.receipts import Receipt
 
@@ -102,7 +103,7 @@ def receipt() -> Receipt:
     session.flush(now_ms=0)
     sequence = session.submit(kv.Txn((), (kv.Put(b"k", b"v"),)), receipt=True)
     outcomes = network.deliver(session, session.flush(now_ms=0))
-    found = {outcome.sequence: outcome for outcome in outcomes if hasattr(outcome, "sequence")}
+    found = {outcome.sequence: outcome for outcome in outcomes if isinstance(outcome, Completed)}
     made = found[sequence].receipt
     assert made is not None
     return made

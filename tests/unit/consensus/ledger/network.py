@@ -31,14 +31,14 @@ class Network:
         self.deaf: set[int] = set()  # replicas that requests do not reach
         self.frames: list[ToReplica] = []
 
-    def session(self, key: SigningKey = USER, session: int = 1, **extra: int) -> ClientSession:
+    def session(self, key: SigningKey = USER, session: int = 1, next_sequence: int = 0) -> ClientSession:
         return ClientSession(
             genesis=self.genesis,
             public=key.public,
             signer=key,
             authenticators=authenticators(self.genesis.n, key, self.genesis.chain_id),
             session=session,
-            **extra,
+            next_sequence=next_sequence,
         )
 
     def deliver(self, session: ClientSession, frames: list[ToReplica]) -> list[Outcome]:

@@ -74,7 +74,7 @@ def test_nothing_leaves_beyond_the_window() -> None:
     for _ in range(200):
         session.submit(PUT)
     frames = session.flush(now_ms=0)
-    sequences = []
+    sequences: list[int] = []
     for sent in frames:
         request = messages.decode_client(sent.frame)
         assert isinstance(request, Request)

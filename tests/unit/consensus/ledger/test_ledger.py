@@ -33,7 +33,7 @@ def test_history_commits_to_every_operation_and_result() -> None:
     """Goal: the digest chain is what receipts assume. Method: recompute one step from its parts."""
     scene = Scene()
     scene.open()
-    ops = [kv.Put(b"a", b"1"), kv.Put(b"b", b"2"), kv.Range(b"a")]
+    ops: list[kv.Operation] = [kv.Put(b"a", b"1"), kv.Put(b"b", b"2"), kv.Range(b"a")]
     executed = scene.commit(scene.payload(ops, first=1))
     operations = [
         operation_leaf(client=USER.public, session=1, sequence=1 + i, operation=codec.encode(op))
@@ -189,7 +189,7 @@ def test_stale_queries_answer_from_executed_state_under_grants() -> None:
     scene.put(b"guest/k", b"v")
 
     def code(client: bytes, data: bytes) -> str:
-        return failure(codec.Codec(kv.Result).decode(scene.ledger.query(client, data)))  # type: ignore[arg-type]
+        return failure(codec.Codec(kv.Result).decode(scene.ledger.query(client, data)))
 
     assert code(GUEST.public, codec.encode(kv.Range(b"guest/k"))) == ""
     assert code(GUEST.public, codec.encode(kv.Range(b"other"))) == "permission_denied"

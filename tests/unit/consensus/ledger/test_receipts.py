@@ -126,7 +126,7 @@ def test_every_tampering_is_found(change: dict[str, Any], sentence: str) -> None
 
 def test_every_field_is_tampered_with_above() -> None:
     """Goal: no field is forgotten when the format grows. Method: the fields of the parametrisation."""
-    marks = test_every_tampering_is_found.pytestmark  # type: ignore[attr-defined]
+    marks = test_every_tampering_is_found.pytestmark
     changed = {field for change, _ in marks[0].args[1] for field in change}
 
     assert changed == set(Receipt.__struct_fields__)
