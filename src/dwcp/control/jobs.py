@@ -21,6 +21,7 @@ from dwcp.api.workloads import Capacity, Job, Node, PayloadRef
 from dwcp.control.errors import DemandImpossible, JobRefused
 
 JOB_FILE_BYTES_MAX = 64 * 1024
+DEPTH_MAX = 16
 ARGUMENTS_MAX = 256
 ARGUMENTS_BYTES_MAX = 64 * 1024
 WALL_MS_MAX = 7 * 24 * 3_600_000
@@ -35,6 +36,13 @@ UNIT = {
     "bandwidth_mbps": "Mbit/s",
 }
 
+_OPENING = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
+_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SITE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _IDENTITY = re.compile(r"w-[a-z2-7]{10}")
@@ -178,24 +186,42 @@ def _plain(text: bytes) -> Any:  # Any: whatever YAML holds, checked by `_shaped
     """The document as plain values. Anchors are refused: a few of them can unfold without end."""
     try:
         decoded = text.decode("utf-8")
-        for token in yaml.scan(decoded, Loader=yaml.SafeLoader):
-            if isinstance(token, yaml.AnchorToken | yaml.AliasToken | yaml.TagToken):
-                raise JobRefused(
-                    f"line {token.start_mark.line + 1}: anchors, aliases and tags are not used here"
-                )
+        _scan(decoded)
         return yaml.load(decoded, Loader=_Strict)  # noqa: S506 - derives from SafeLoader
     except UnicodeDecodeError as exc:
         raise JobRefused(f"byte {exc.start} is no UTF-8 text; a job file is YAML") from exc
-    except RecursionError as exc:
-        raise JobRefused("it is nested too deeply; a job file has three levels") from exc
     except yaml.YAMLError as exc:
         raise JobRefused(f"it is no YAML: {_yaml_problem(exc)}") from exc
     except ValueError as exc:  # dates and numbers that YAML recognises and Python cannot hold
         raise JobRefused(f"a value cannot be read: {exc}") from exc
 
 
+def _scan(text: str) -> None:
+    """Looks at the tokens before anything is built from them: no anchors, no depth, so no blow-up."""
+    depth = 0
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        if isinstance(token, yaml.AnchorToken | yaml.AliasToken | yaml.TagToken):
+            raise JobRefused(f"line {token.start_mark.line + 1}: anchors, aliases and tags are not used here")
+        if isinstance(token, _OPENING):
+            depth += 1
+        elif isinstance(token, _CLOSING):
+            depth -= 1
+        if depth > DEPTH_MAX:
+            raise JobRefused(
+                f"line {token.start_mark.line + 1}: nested too deeply; a job file has three levels"
+            )
+
+
 class _Strict(yaml.SafeLoader):
-    """YAML that refuses a key given twice, where the standard keeps the last one silently."""
+    """YAML that refuses a key given twice, where the standard keeps the last one silently.
+
+    Dates stay text: a job has none, and `2001-99-99` should be named by its key.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - declared like this by its base
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()

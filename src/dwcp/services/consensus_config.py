@@ -10,9 +10,10 @@ from dwcp.runtime.config import ServiceConfig
 from dwcp.runtime.errors import ConfigInvalid
 
 
-class ConsensusConfig(ServiceConfig, frozen=True):
-    """`name` is a replica's name in genesis, which says its addresses; `sign_key` is its voting key."""
+class ConsensusConfig(ServiceConfig, frozen=True, kw_only=True):
+    """`replica` is this node's id in genesis, which says its addresses; `sign_key` is its voting key."""
 
+    replica: Annotated[int, Meta(ge=0, description="this replica's id in genesis; `name` must be its name")]
     pending_bytes_max: Annotated[
         int, Meta(ge=65_536, description="bundles waiting to be ordered before load is shed, bytes")
     ] = 16_777_216

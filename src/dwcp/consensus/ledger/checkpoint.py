@@ -192,9 +192,8 @@ class Buckets(Generic[T]):
         self._dirty.clear()
         return dirty
 
-    def grow(self, count: int) -> None:
-        """Spread the items over `count` buckets, and encode all of them."""
-        items = [item for members in self._members for item in members]
+    def spread(self, count: int, items: Iterable[T]) -> None:
+        """Hold exactly `items`, in `count` buckets, all of them encoded anew."""
         self._reset(count)
         self.update(items)
 

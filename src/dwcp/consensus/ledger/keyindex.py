@@ -25,10 +25,12 @@ class KeyIndex:
             self._blocks.append([key])
             self._firsts.append(key)
             return
-        position = max(bisect_right(self._firsts, key) - 1, 0)
+        position = bisect_right(self._firsts, key) - 1
+        if position < 0:
+            position = 0
+            self._firsts[0] = key
         block = self._blocks[position]
         insort(block, key)
-        self._firsts[position] = block[0]
         if len(block) > _BLOCK_MAX:
             half = len(block) // 2
             self._blocks[position : position + 1] = [block[:half], block[half:]]

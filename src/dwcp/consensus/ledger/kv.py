@@ -320,7 +320,8 @@ class Store:
         floor = self.revision - self._params.history_revisions_kept
         if self.size * 4 > self._params.quota_bytes * 3:  # make room while there still is some
             floor = max(floor, min(self.compacted + PRESSED_STEP, self.revision - 1))
-        self.compacted = max(self.compacted, floor)
+        if floor > self.compacted:
+            self.compacted = floor
         if self.trimmed < self.compacted:
             self._trim()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import msgspec
 from blake3 import blake3
 
 from dwcp.api import kv
@@ -45,8 +46,7 @@ _encode = codec.encode
 _RANGE: Codec[kv.Range] = Codec(kv.Range)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """What became of one payload of a batch, for the reply to its client.
 
     `answers` is in sequence order; `materials` is empty unless the bundle asked for a receipt.
@@ -423,10 +423,11 @@ class Ledger:
     def _checkpoint(self) -> Snapshot:
         store, sessions = self._store, self._sessions
         count = checkpoint.buckets_for(self._key_buckets.count, items=len(store), size=store.size)
-        self._key_buckets.update(store.touched)
+        if count == self._key_buckets.count:
+            self._key_buckets.update(store.touched)
+        else:
+            self._key_buckets.spread(count, store.keys())
         store.touched.clear()
-        if count != self._key_buckets.count:
-            self._key_buckets.grow(count)
         self._session_buckets.update(sessions.touched)
         sessions.touched.clear()
         if self._clients_part[0] != self._clients.version:
