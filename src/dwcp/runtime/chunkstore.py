@@ -70,7 +70,7 @@ class ChunkStore:
         self.problems: tuple[str, ...] = ()  # what `open` found damaged and set aside, as sentences
         self._quota_bytes = quota_bytes
         self._reserve_bytes = reserve_bytes
-        self._limits = limits
+        self.limits = limits
         self._lock = threading.RLock()
         self._chunks: dict[bytes, _Held] = {}
         self._kept: dict[bytes, _Kept] = {}
@@ -183,7 +183,7 @@ class ChunkStore:
     def commit(self, manifest: Manifest, *, owner: str) -> bytes:
         """Makes a payload durable and the owner's; returns its root. All its chunks must be here."""
         _checked(owner, "owner")
-        manifests.validate(manifest, self._limits)
+        manifests.validate(manifest, self.limits)
         root = manifests.root(manifest)
         plan = manifest.chunks()
         with self.hold(plan):
@@ -266,7 +266,7 @@ class ChunkStore:
         problems = []
         for path in sorted((self.directory / "manifests").iterdir()):
             try:
-                manifest = manifests.decode(path.read_bytes(), self._limits)
+                manifest = manifests.decode(path.read_bytes(), self.limits)
                 if manifests.root(manifest).hex() != path.name:
                     raise ManifestInvalid("its bytes are not those of its name")
             except ManifestInvalid as exc:

@@ -1,0 +1,245 @@
+"""The data path of an agent over HTTP: taking payloads, and giving chunks, manifests and outputs.
+
+Mounted by the agent on its mutual TLS listener. `STREAM_PATHS` have bodies that the routes here
+limit themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
+
+from dwcp.compression import manifest as manifests
+from dwcp.compression.errors import ChunkMissing, ManifestMissing, RequestInvalid, TransferError
+from dwcp.compression.intake import bitmap
+from dwcp.compression.manifest import Chunk, Kind, Manifest
+from dwcp.runtime.chunkstore import ChunkStore
+from dwcp.runtime.http import Refusal, json_response
+from dwcp.runtime.packflow import Chooser, Moved, Outflow, Pacer, stream
+from dwcp.runtime.payloads import PAYLOADS_PATH, receive
+from dwcp.runtime.shipping import (
+    HAVE_PATH,
+    MANIFESTS_PATH,
+    PACKS_PATH,
+    address_list,
+    decode_pack_request,
+)
+from dwcp.runtime.telemetry import Telemetry
+
+STREAM_PATHS = (PAYLOADS_PATH, PACKS_PATH, HAVE_PATH)
+OUTPUTS_PATH = "/v1/outputs"
+REQUEST_BYTES_MAX = 4 << 20
+_STREAMS_MAX = 16  # each holds up to two packs in memory
+_DRAIN_BYTES_MAX = 16 << 20
+_DRAIN_S_MAX = 5.0
+
+StoreOf = Callable[[Request], ChunkStore]
+
+
+def routes(
+    store_of: StoreOf | ChunkStore,
+    *,
+    chooser: Chooser,
+    uplink: Pacer,
+    telemetry: Telemetry | None = None,
+) -> APIRouter:
+    """`store_of` gives the store of the caller's tenant, or is the only store."""
+    routes_ = _Routes(store_of, chooser, uplink, telemetry)
+    router = APIRouter()
+    for method, path, route in (
+        ("POST", PAYLOADS_PATH, routes_.take_payload),
+        ("POST", HAVE_PATH, routes_.say_what_is_here),
+        ("POST", PACKS_PATH, routes_.send_packs),
+        ("GET", MANIFESTS_PATH + "/{root}", routes_.send_manifest),
+        ("GET", OUTPUTS_PATH + "/{root}", routes_.list_output),
+        ("GET", OUTPUTS_PATH + "/{root}/files/{path:path}", routes_.send_file),
+    ):
+        router.add_api_route(path, route, methods=[method], response_model=None)
+    return router
+
+
+class _Routes:
+    """The handlers and what they share."""
+
+    def __init__(
+        self,
+        store_of: StoreOf | ChunkStore,
+        chooser: Chooser,
+        uplink: Pacer,
+        telemetry: Telemetry | None,
+    ) -> None:
+        self._store_of = store_of
+        self._chooser = chooser
+        self._uplink = uplink
+        self._telemetry = telemetry
+        self._streams = 0
+
+    async def take_payload(self, request: Request, workload: str = "") -> Response:
+        if not workload:
+            raise Refusal(400, "request_invalid", "say which workload the payload is for: ?workload=ID")
+        try:
+            uploaded = await receive(request.stream(), self._store(request), owner=workload)
+        except TransferError as exc:
+            await _drain(request)  # or the submitter would see a broken connection instead of the sentence
+            raise self._refused(exc) from exc
+        except ClientDisconnect as exc:
+            raise Refusal(400, "cut", "the submitter went away; what came is kept for its next try") from exc
+        self._count("in", uploaded.received_bytes)
+        return json_response(uploaded)
+
+    async def say_what_is_here(self, request: Request) -> Response:
+        store = self._store(request)
+        try:
+            names = address_list(await _body(request))
+        except TransferError as exc:
+            raise self._refused(exc) from exc
+        held = await asyncio.to_thread(lambda: [store.has(name) for name in names])
+        return Response(bitmap(held), media_type="application/octet-stream")
+
+    async def send_packs(self, request: Request) -> Response:
+        store = self._store(request)
+        try:
+            wanted = decode_pack_request(await _body(request))
+            absent = await asyncio.to_thread(store.missing, wanted.plan)
+            if absent:
+                raise ChunkMissing(f"{len(absent)} of {len(wanted.plan)} chunks are not here; ask what is")
+        except TransferError as exc:
+            raise self._refused(exc) from exc
+        if self._streams >= _STREAMS_MAX:
+            raise Refusal(503, "busy", f"{_STREAMS_MAX} transfers run from here already; try again")
+        rate = min(float(max(1, wanted.rate_bps)), self._uplink.rate_bps)
+        outflow = Outflow(
+            lambda chunk: store.get(chunk.address),
+            self._chooser,
+            self._uplink,
+            rate,
+            allowed=frozenset(wanted.codecs),
+            report=self._sent(),
+        )
+        body = self._counted(wanted.plan, stream(wanted.plan, outflow, first=wanted.first), store)
+        return StreamingResponse(body, media_type="application/vnd.dwcp.container")
+
+    async def send_manifest(self, request: Request, root: str) -> Response:
+        manifest = self._manifest(request, root)
+        encoded = await asyncio.to_thread(manifests.encode, manifest)
+
+        async def paced() -> AsyncIterator[bytes]:
+            for at in range(0, len(encoded), 64 << 10):
+                await self._uplink.take(len(encoded[at : at + (64 << 10)]))
+                yield encoded[at : at + (64 << 10)]
+
+        return StreamingResponse(paced(), media_type="application/octet-stream")
+
+    async def list_output(self, request: Request, root: str) -> Response:
+        manifest = self._manifest(request, root)
+        entries = [_shown(entry) for entry in manifest.entries]
+        return json_response(
+            {
+                "root": root,
+                "bytes": manifest.total_bytes,
+                "files": manifest.file_count,
+                "entries": entries,
+            }
+        )
+
+    async def send_file(self, request: Request, root: str, path: str) -> Response:
+        manifest = self._manifest(request, root)
+        store = self._store(request)
+        found = next((e for e in manifest.entries if e.path == path and e.kind == Kind.FILE), None)
+        if found is None:
+            raise Refusal(404, "file_missing", f"{manifests.shown(path)} is no file of {root[:12]}")
+
+        async def content() -> AsyncIterator[bytes]:
+            for chunk in found.chunks:
+                data = await asyncio.to_thread(store.get, chunk.address)
+                await self._uplink.take(len(data))
+                yield data
+
+        headers = {"Content-Length": str(found.size)}
+        return StreamingResponse(content(), headers=headers, media_type="application/octet-stream")
+
+    # inside
+
+    def _store(self, request: Request) -> ChunkStore:
+        return self._store_of if isinstance(self._store_of, ChunkStore) else self._store_of(request)
+
+    def _manifest(self, request: Request, root: str) -> Manifest:
+        if not re.fullmatch(r"[0-9a-f]{64}", root):
+            raise Refusal(400, "request_invalid", "a root is 64 hexadecimal digits")
+        try:
+            return self._store(request).manifest(bytes.fromhex(root))
+        except ManifestMissing as exc:
+            raise self._refused(exc) from exc
+
+    async def _counted(
+        self, plan: tuple[Chunk, ...], body: AsyncIterator[bytes], store: ChunkStore
+    ) -> AsyncIterator[bytes]:
+        """Holds the chunks and a place among the streams while it runs."""
+        self._streams += 1
+        try:
+            with store.hold(chunk.address for chunk in plan):
+                async for piece in body:
+                    yield piece
+        finally:
+            self._streams -= 1
+
+    def _sent(self) -> Callable[[Moved], None]:
+        wire = 0
+
+        def report(moved: Moved) -> None:
+            nonlocal wire
+            self._count("out", moved.raw_bytes, moved.wire_bytes - wire)
+            wire = moved.wire_bytes
+
+        return report
+
+    def _count(self, direction: str, raw: int, wire: int = 0) -> None:
+        if self._telemetry is None:
+            return
+        self._telemetry.count("dwcp_ship_raw_bytes_total", raw, direction=direction)
+        if wire:
+            self._telemetry.count("dwcp_ship_wire_bytes_total", wire, direction=direction)
+
+    def _refused(self, exc: TransferError) -> Refusal:
+        code = code_of(exc)
+        if self._telemetry is not None:
+            self._telemetry.count("dwcp_ship_refused_total", reason=code)
+        return Refusal(exc.status, code, str(exc))
+
+
+def code_of(exc: TransferError) -> str:
+    """`ChunkMissing` → `chunk_missing`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(exc).__name__).lower()
+
+
+def _shown(entry: manifests.Entry) -> dict[str, Any]:
+    shown = {"path": entry.path, "kind": Kind(entry.kind).name.lower(), "mode": f"{entry.mode:04o}"}
+    return shown | ({"target": entry.target} if entry.target else {"size": entry.size})
+
+
+async def _body(request: Request) -> bytes:
+    data = bytearray()
+    async for piece in request.stream():
+        data += piece
+        if len(data) > REQUEST_BYTES_MAX:
+            raise RequestInvalid(f"the request has more than {REQUEST_BYTES_MAX} bytes")
+    return bytes(data)
+
+
+async def _drain(request: Request) -> None:
+    """Reads on for a while, bounded in bytes and time."""
+    seen = 0
+    try:
+        async with asyncio.timeout(_DRAIN_S_MAX):
+            async for piece in request.stream():
+                seen += len(piece)
+                if seen > _DRAIN_BYTES_MAX:
+                    return
+    except Exception:  # noqa: BLE001  # the stream may be consumed, cut or slow: the refusal goes out anyway
+        return

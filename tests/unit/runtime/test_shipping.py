@@ -1,0 +1,507 @@
+"""Shipping between stores through the agent's routes, without a network: honest, broken and lying sources."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dwcp.compression import codecs, intake
+from dwcp.compression import manifest as m
+from dwcp.compression.calibration import Calibration, Speed
+from dwcp.compression.chunking import address
+from dwcp.compression.container import Header, PackedBlock, Reader, Writer
+from dwcp.compression.errors import PayloadChanged, PayloadRefused, ShipFailed, SourceFailed, TransferError
+from dwcp.compression.manifest import Manifest
+from dwcp.compression.table import Table
+from dwcp.runtime.choosing import ServiceChooser, TableChooser, calibrated
+from dwcp.runtime.chunkstore import ChunkStore
+from dwcp.runtime.http import Health, application
+from dwcp.runtime.packflow import FixedChooser, Pacer
+from dwcp.runtime.payload_routes import routes
+from dwcp.runtime.payloads import Handed, upload
+from dwcp.runtime.shipping import Patience, Progress, Source, download, have, pull, sentence
+from dwcp.runtime.telemetry import Telemetry
+from dwcp.runtime.trees import capture, read_tree
+
+QUICK = Patience(failures=3, first_pause_s=0, longest_pause_s=0)
+Tamper = Callable[[httpx.Request, bytes], bytes | httpx.Response]
+
+
+class Agents(httpx.AsyncBaseTransport):
+    """A few agents by host name; each may be down, or lie by a function over its answers."""
+
+    def __init__(self) -> None:
+        self.stores: dict[str, ChunkStore] = {}
+        self.lies: dict[str, Tamper] = {}
+        self.down: set[str] = set()
+        self.asked: list[tuple[str, str]] = []
+        self._apps: dict[str, httpx.ASGITransport] = {}
+
+    def add(self, name: str, store: ChunkStore) -> Source:
+        app = application(Health(name, version="0"), Telemetry(name, version="0"))
+        app.include_router(routes(store, chooser=FixedChooser("zstd-1"), uplink=Pacer()))
+        self.stores[name] = store
+        self._apps[name] = httpx.ASGITransport(app)
+        return Source(name, f"http://{name}")
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        name = request.url.host
+        self.asked.append((name, request.url.path))
+        if name in self.down:
+            raise httpx.ConnectError("connection refused", request=request)
+        answer = await self._apps[name].handle_async_request(request)
+        if name not in self.lies:
+            return answer
+        changed = self.lies[name](request, await answer.aread())
+        if isinstance(changed, httpx.Response):
+            return changed
+        return httpx.Response(answer.status_code, stream=_Cut(changed))
+
+
+class _Cut(httpx.AsyncByteStream):
+    """A body in small pieces; `CUT` at its end breaks the connection there."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        data = self._data.removesuffix(CUT)
+        for at in range(0, len(data), 50_000):
+            yield data[at : at + 50_000]
+        if data != self._data:
+            raise httpx.ReadError("connection reset")
+
+
+CUT = b"<the connection breaks here>"
+
+
+def _tree(directory: Path, *, seed: int = 1, size: int = 3 << 20) -> Path:
+    source = random.Random(seed)
+    (directory / "sub").mkdir(parents=True)
+    (directory / "noise").write_bytes(source.randbytes(size))
+    (directory / "text").write_bytes(b"".join(b"line %d\n" % source.randrange(1000) for _ in range(200_000)))
+    for n in range(30):
+        (directory / "sub" / f"small{n}").write_bytes(source.randbytes(source.randrange(2000)))
+    (directory / "sub" / "link").symlink_to("../text")
+    return directory
+
+
+def _run(work: Callable[[httpx.AsyncClient], object], agents: Agents) -> object:
+    async def main() -> object:
+        async with httpx.AsyncClient(transport=agents) as client:
+            return await work(client)  # type: ignore[misc]
+
+    return asyncio.run(main())
+
+
+@pytest.fixture
+def agents() -> Agents:
+    return Agents()
+
+
+@pytest.fixture
+def held(tmp_path: Path, agents: Agents) -> tuple[Manifest, Source]:
+    """A payload of 5 MB at the agent `oslo`."""
+    store = ChunkStore.open(tmp_path / "oslo")
+    manifest = capture(_tree(tmp_path / "payload"), store, owner="w-1")
+    return manifest, agents.add("oslo", store)
+
+
+def _pull(
+    agents: Agents, manifest: Manifest, sources: list[Source], store: ChunkStore, **more: object
+) -> Manifest:
+    def work(client: httpx.AsyncClient) -> object:
+        return pull(
+            m.root(manifest),
+            sources,
+            store=store,
+            owner="w-1",
+            client=client,
+            patience=QUICK,
+            **more,  # type: ignore[arg-type]
+        )
+
+    return _run(work, agents)  # type: ignore[return-value]
+
+
+def test_a_payload_travels_whole(tmp_path: Path, agents: Agents, held: tuple[Manifest, Source]) -> None:
+    """Everything arrives, packed smaller than it is, and progress ends at the total."""
+    manifest, oslo = held
+    told: list[Progress] = []
+    store = ChunkStore.open(tmp_path / "rome")
+
+    assert _pull(agents, manifest, [oslo], store, tell=told.append) == manifest
+
+    assert store.complete(m.root(manifest))
+    assert told[-1].done_bytes == told[-1].total_bytes == sum(c.size for c in intake.plan(manifest))
+    assert told[-1].wire_bytes < told[-1].total_bytes
+    assert [each.done_bytes for each in told] == sorted(each.done_bytes for each in told)
+    assert {each.codec for each in told} >= {"zstd-1", "none"}
+
+
+def test_only_missing_chunks_travel(tmp_path: Path, agents: Agents, held: tuple[Manifest, Source]) -> None:
+    """A second version of the payload, one byte longer in the middle: a fraction is moved."""
+    manifest, oslo = held
+    store = ChunkStore.open(tmp_path / "rome")
+    _pull(agents, manifest, [oslo], store)
+    data = (tmp_path / "payload" / "noise").read_bytes()
+    (tmp_path / "payload" / "noise").write_bytes(data[:1_000_000] + b"!" + data[1_000_000:])
+    changed = capture(tmp_path / "payload", agents.stores["oslo"], owner="w-2")
+    told: list[Progress] = []
+
+    _pull(agents, changed, [oslo], store, tell=told.append)
+
+    assert told[-1].wire_bytes < 500_000
+
+
+def test_what_is_there_already_asks_nobody(
+    tmp_path: Path, agents: Agents, held: tuple[Manifest, Source]
+) -> None:
+    """A second owner of a complete payload costs no request at all."""
+    manifest, oslo = held
+    store = ChunkStore.open(tmp_path / "rome")
+    _pull(agents, manifest, [oslo], store)
+    agents.asked.clear()
+
+    _pull(agents, manifest, [oslo], store)
+
+    assert agents.asked == []
+
+
+def test_a_broken_stream_goes_on_at_the_next_pack(
+    tmp_path: Path, agents: Agents, held: tuple[Manifest, Source]
+) -> None:
+    """Each answer breaks off after a pack and a bit: resumed by index, nothing is sent twice."""
+    manifest, oslo = held
+    sizes = []
+
+    def break_off(request: httpx.Request, body: bytes) -> bytes:
+        if not request.url.path.endswith("packs") or len(body) < 1_800_000:
+            return body
+        sizes.append(1_700_000)
+        return body[:1_700_000] + CUT
+
+    agents.lies["oslo"] = break_off
+    told: list[Progress] = []
+    store = ChunkStore.open(tmp_path / "rome")
+
+    _pull(agents, manifest, [oslo], store, tell=told.append)
+
+    assert store.complete(m.root(manifest))
+    assert len(sizes) >= 2
+    assert agents.asked.count(("oslo", "/v1/chunks/have")) == 1
+    assert told[-1].done_bytes == told[-1].total_bytes
+
+
+def test_another_source_takes_over(tmp_path: Path, agents: Agents, held: tuple[Manifest, Source]) -> None:
+    """The first is down, the second has none of it, the third delivers."""
+    manifest, oslo = held
+    down = Source("down", "http://down")
+    agents.down.add("down")
+    empty = agents.add("empty", ChunkStore.open(tmp_path / "empty"))
+    store = ChunkStore.open(tmp_path / "rome")
+
+    _pull(agents, manifest, [down, empty, oslo], store)
+
+    assert store.complete(m.root(manifest))
+
+
+def test_sources_may_complete_each_other(
+    tmp_path: Path, agents: Agents, held: tuple[Manifest, Source]
+) -> None:
+    """One has lost some chunks: what it has is taken, the rest comes from the other."""
+    manifest, oslo = held
+    partial = ChunkStore.open(tmp_path / "partial")
+    _pull(agents, manifest, [oslo], partial)
+    plan = intake.plan(manifest)
+    for chunk in plan[::2]:
+        partial._discard(chunk.address)
+    for chunk in plan[1::2]:
+        agents.stores["oslo"]._discard(chunk.address)
+    store = ChunkStore.open(tmp_path / "rome")
+
+    _pull(agents, manifest, [agents.add("partial", partial), oslo], store)
+
+    assert store.complete(m.root(manifest))
+
+
+def _flip(request: httpx.Request, body: bytes) -> bytes:
+    if not request.url.path.endswith("packs"):
+        return body
+    middle = len(body) // 2
+    return body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
+
+
+def _other_manifest(request: httpx.Request, body: bytes) -> bytes:
+    return m.encode(m.make([])) if "manifests" in request.url.path else body
+
+
+def _endless(request: httpx.Request, body: bytes) -> bytes:
+    return body + bytes(1 << 20) if "manifests" not in request.url.path else body
+
+
+def _junk(request: httpx.Request, body: bytes) -> bytes:
+    return b"\x00\xff" * 500
+
+
+def _swapped_chunk(request: httpx.Request, body: bytes) -> bytes:
+    """A well-formed stream of right sizes and wrong bytes: only the addresses can tell."""
+    if not request.url.path.endswith("packs"):
+        return body
+    items = list(Reader(raw_bytes_max=1 << 30).feed(body))
+    header = next(item for item in items if isinstance(item, Header))
+    writer = Writer(header)
+    blocks = [
+        writer.block(bytes(len(item.unpack())), codecs.NONE)
+        for item in items
+        if isinstance(item, PackedBlock)
+    ]
+    return header.encode() + b"".join(blocks) + writer.end()
+
+
+@pytest.mark.parametrize("lie", [_flip, _other_manifest, _endless, _junk, _swapped_chunk])
+def test_a_liar_is_found_and_not_asked_again(
+    tmp_path: Path, agents: Agents, held: tuple[Manifest, Source], lie: Tamper
+) -> None:
+    """Alone it cannot deliver; beside an honest source the payload arrives all the same."""
+    manifest, oslo = held
+    copy = ChunkStore.open(tmp_path / "copy")
+    _pull(agents, manifest, [oslo], copy)
+    liar = agents.add("liar", copy)
+    agents.lies["liar"] = lie
+
+    with pytest.raises(ShipFailed, match="cannot be had"):
+        _pull(agents, manifest, [liar], ChunkStore.open(tmp_path / "rome"))
+    agents.asked.clear()
+    store = ChunkStore.open(tmp_path / "lima")
+    _pull(agents, manifest, [liar, oslo], store)
+
+    assert store.complete(m.root(manifest))
+    assert [name for name, _ in agents.asked].count("liar") <= 3
+
+
+def test_an_unreachable_source_ends_in_a_sentence(tmp_path: Path, agents: Agents) -> None:
+    """Patience is bounded, and the last failure is named."""
+    agents.down.add("oslo")
+
+    with pytest.raises(ShipFailed, match=r"oslo: .*connection refused"):
+        _pull(agents, m.make([]), [Source("oslo", "http://oslo")], ChunkStore.open(tmp_path / "rome"))
+
+
+def test_nobody_to_ask_ends_in_a_sentence(tmp_path: Path, agents: Agents) -> None:
+    """An empty list of sources."""
+    with pytest.raises(ShipFailed, match="no source"):
+        _pull(agents, m.make([]), [], ChunkStore.open(tmp_path / "rome"))
+
+
+def test_a_damaged_chunk_at_the_source_is_had_elsewhere(
+    tmp_path: Path, agents: Agents, held: tuple[Manifest, Source]
+) -> None:
+    """One flipped byte on oslo's disk: its stream breaks, the copy delivers, nothing wrong is stored."""
+    manifest, oslo = held
+    copy = ChunkStore.open(tmp_path / "copy")
+    _pull(agents, manifest, [oslo], copy)
+    victim = agents.stores["oslo"]._chunk_path(intake.plan(manifest)[5].address)
+    victim.write_bytes(b"X" + victim.read_bytes()[1:])
+    store = ChunkStore.open(tmp_path / "rome")
+
+    # The in-process transport shows the failure of the app itself; a socket would show a broken connection.
+    agents._apps["oslo"].raise_app_exceptions = False
+    _pull(agents, manifest, [oslo, agents.add("copy", copy)], store)
+
+    assert store.complete(m.root(manifest))
+
+
+def test_downloads_verify_and_write(tmp_path: Path, agents: Agents, held: tuple[Manifest, Source]) -> None:
+    """`dwcp output`: into a new directory, with nothing left beside it."""
+    manifest, _ = held
+
+    def work(client: httpx.AsyncClient) -> object:
+        return download(client, "http://oslo", m.root(manifest), tmp_path / "here", patience=QUICK)
+
+    _run(work, agents)
+
+    assert (tmp_path / "here" / "sub" / "link").read_bytes() == (tmp_path / "payload" / "text").read_bytes()
+    assert not (tmp_path / ".here.dwcp-partial").exists()
+    with pytest.raises(PayloadRefused, match="not an empty directory"):
+        _run(work, agents)
+
+
+def _upload(agents: Agents, directory: Path, tell: Callable[[Handed], None] | None = None) -> object:
+    def work(client: httpx.AsyncClient) -> object:
+        return upload(client, "http://oslo", read_tree(directory), workload="w-9", tell=tell)
+
+    return _run(work, agents)
+
+
+def test_an_upload_arrives_and_a_second_one_costs_nothing(tmp_path: Path, agents: Agents) -> None:
+    """The agent answers with the root that the submitter computed itself; chunks travel once."""
+    store = ChunkStore.open(tmp_path / "oslo")
+    agents.add("oslo", store)
+    told: list[Handed] = []
+
+    first = _upload(agents, _tree(tmp_path / "payload"), told.append)
+    second = _upload(agents, tmp_path / "payload")
+
+    assert store.roots() == {bytes.fromhex(first.root): frozenset({"w-9"})}  # type: ignore[attr-defined]
+    assert first.files == 32  # type: ignore[attr-defined]
+    assert first.received_bytes == first.bytes  # type: ignore[attr-defined]
+    assert second.received_bytes == 0  # type: ignore[attr-defined]
+    assert {each.stage for each in told} == {"reading", "sending"}
+    assert told[-1].done_bytes == told[-1].total_bytes
+
+
+def test_a_payload_that_changes_between_naming_and_sending(tmp_path: Path, agents: Agents) -> None:
+    """The second read finds other bytes: a sentence with the path, and the agent commits nothing."""
+    store = ChunkStore.open(tmp_path / "oslo")
+    agents.add("oslo", store)
+    payload = _tree(tmp_path / "payload")
+
+    def change(handed: Handed) -> None:
+        if handed.stage == "sending" and not handed.done_bytes:
+            (payload / "text").write_bytes(b"other")
+
+    with pytest.raises(PayloadChanged, match="'text'"):
+        _upload(agents, payload, change)
+    assert store.roots() == {}
+
+
+def test_a_full_store_refuses_with_its_sentence_and_is_clean_again(tmp_path: Path, agents: Agents) -> None:
+    """The submitter reads the agent's sentence; what came before it was full is gone."""
+    store = ChunkStore.open(tmp_path / "oslo", quota_bytes=1_000_000)
+    agents.add("oslo", store)
+
+    with pytest.raises(TransferError, match="may hold 1000000 bytes"):
+        _upload(agents, _tree(tmp_path / "payload"))
+    assert store.bytes_held == 0
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(junk=st.binary(max_size=300), cut=st.integers(0, 4000))
+def test_strangers_bodies_get_4xx(tmp_path: Path, junk: bytes, cut: int) -> None:
+    """Junk, or a valid upload cut anywhere and continued with junk, on every route that takes a body."""
+    agents = Agents()
+    agents.add("oslo", ChunkStore.open(tmp_path / "oslo"))
+    content = b"hello " * 100
+    manifest = m.make([m.Entry("f", 0, 0o644, len(content), (m.Chunk(address(content), len(content)),))])
+    body = intake.prelude(manifest, {address(content)})[:cut] + junk
+
+    async def work(client: httpx.AsyncClient) -> list[httpx.Response]:
+        paths = ("/v1/payloads?workload=w", "/v1/packs", "/v1/chunks/have", "/v1/payloads?workload=../x")
+        return [await client.post(f"http://oslo{path}", content=body) for path in paths]
+
+    for response in _run(work, agents):  # type: ignore[attr-defined]
+        assert response.status_code in range(400, 500) or (
+            response.url.path.endswith("have") and not len(body) % 32
+        )
+        if response.status_code >= 400:
+            assert response.json()["error"]["detail"]
+
+
+def test_routes_say_what_is_wrong(tmp_path: Path, agents: Agents, held: tuple[Manifest, Source]) -> None:
+    """Roots, files and owners that do not exist or are no such thing; and what does exist is shown."""
+    manifest, _ = held
+    root = m.root(manifest).hex()
+
+    async def work(client: httpx.AsyncClient) -> None:
+        for path, status in (
+            ("/v1/manifests/zz", 400),
+            (f"/v1/manifests/{'0' * 64}", 404),
+            (f"/v1/outputs/{root}/files/nothing", 404),
+            (f"/v1/outputs/{root}/files/sub/link", 404),
+            (f"/v1/outputs/{root}/files/../../etc/passwd", 404),
+            (f"/v1/outputs/{root}", 200),
+            (f"/v1/outputs/{root}/files/text", 200),
+        ):
+            response = await client.get(f"http://oslo{path}")
+            assert response.status_code == status, path
+        assert response.content == (tmp_path / "payload" / "text").read_bytes()
+        assert (await client.post("http://oslo/v1/payloads", content=b"")).status_code == 400
+
+    _run(work, agents)
+
+
+def test_have_answers_in_order(tmp_path: Path, agents: Agents, held: tuple[Manifest, Source]) -> None:
+    """The bitmap says of each address whether it is there."""
+    manifest, oslo = held
+    plan = [chunk for pair in ((c, m.Chunk(bytes(32), 1)) for c in intake.plan(manifest)) for chunk in pair]
+
+    def work(client: httpx.AsyncClient) -> object:
+        return have(client, oslo.url, plan)
+
+    assert _run(work, agents) == [True, False] * (len(plan) // 2)
+
+
+# choosing
+
+
+def _table() -> Table:
+    return Table(Calibration("x", 0.0, {codec.name: Speed(1e8, 1e8) for codec in codecs.CODECS}))
+
+
+def test_the_service_is_asked_and_its_silence_costs_little() -> None:
+    """A codec from the service is used; an error, an unknown codec or a hang falls back to the table."""
+    asked = []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.headers["X-Bandwidth-Bps"])
+        mode = modes.pop(0)
+        if mode == "hang":
+            await asyncio.sleep(60)
+        if mode == "down":
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200, json={"codec": mode, "more": 1})
+
+    async def main() -> list[str]:
+        chosen = []
+        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+            while modes:
+                chooser = ServiceChooser(client, "http://c", fallback=TableChooser(_table()))
+                name = await chooser.choose(b"x", total_bytes=1 << 20, rate_bps=5e6, allowed=frozenset())
+                again = await chooser.choose(b"x", total_bytes=1 << 20, rate_bps=5e6, allowed=frozenset())
+                assert name == again
+                chosen.append(name)
+        return chosen
+
+    expected = _table().choose(rate_bps=5e6, size_bytes=1 << 20).codec.name
+    modes = ["lz4", "lz4", "down", "snappy", "hang"]  # after a failure the second question is not asked
+    chosen = asyncio.run(main())
+
+    assert chosen[0] == "lz4"
+    assert set(chosen[1:]) == {expected}
+    assert set(asked) == {"5000000"}
+
+
+def test_codecs_that_the_asker_cannot_read_are_not_chosen() -> None:
+    """The service's answer outside the allowed ones is replaced by the table's among them."""
+
+    async def main() -> str:
+        transport = httpx.MockTransport(lambda request: httpx.Response(200, json={"codec": "xz-6"}))
+        async with httpx.AsyncClient(transport=transport) as client:
+            chooser = ServiceChooser(client, "http://c", fallback=TableChooser(_table()))
+            return await chooser.choose(b"", total_bytes=1 << 20, rate_bps=1e6, allowed=frozenset({"lz4"}))
+
+    assert asyncio.run(main()) == "lz4"
+
+
+def test_the_calibration_is_kept(tmp_path: Path) -> None:
+    """Measured once, read from the cache afterwards; a folder that is not there is no reason to fail."""
+    first = calibrated(tmp_path)
+
+    assert calibrated(tmp_path) == first
+    assert calibrated(tmp_path / "missing").host == first.host
+
+
+def test_sentences_come_from_any_answer() -> None:
+    """An agent's own error, or whatever a proxy says."""
+    assert sentence(404, b'{"error": {"code": "x", "detail": "not here"}}') == "not here"
+    assert sentence(502, b"<html>") == "it answered 502: <html>"
+    assert "no explanation" in sentence(500, b"")
+    assert isinstance(SourceFailed("x"), TransferError)
