@@ -9,8 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dwcp.api import kv
 from dwcp.consensus.core.machine import Commit
+from dwcp.consensus.crypto.codec import Codec
 from dwcp.consensus.ledger.ledger import Executed
+from dwcp.consensus.ledger.operations import decode_operation
+
+RESULT: Codec[kv.Result] = Codec(kv.Result)
 
 HELD_EFFECTS_MAX = 20_000
 JOURNAL_BYTES_MAX = 32 * 1024 * 1024
@@ -32,7 +37,7 @@ def require(condition: bool, checker: str, sentence: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """A signed promise: one digest for one (phase, view, slot) of one replica."""
+    """A signed promise: one digest for one (phase, view, slot) of one replica; view 0: of no view."""
 
     phase: str
     view: int
@@ -132,7 +137,7 @@ class Votes:
             if known is None:
                 self._given[key] = vote.digest
                 left = self._left.get(replica, 0)
-                if vote.view < left:
+                if 0 < vote.view < left:
                     raise Violation(
                         "stale_vote",
                         f"replica {replica} voted in view {vote.view} after it reported to view {left}",
@@ -181,57 +186,94 @@ class Sessions:
         self.acknowledged += 1
 
 
-@dataclass(slots=True)
-class Call:
-    """One operation as its client saw it; times are virtual microseconds."""
-
-    key: bytes
-    write: bytes | None  # None: a read
-    invoked_us: int
-    returned_us: int = 0
-    index: int = 0
-    position: int = 0
-    seen: bytes | None = None  # what a read answered
-
-
 class Linearizability:
-    """Reads see the latest write before them in an order that respects real time.
+    """What clients saw is one sequential history that respects real time.
 
-    The log's order is the witness, so no search is needed: it must explain every
-    answer, and no operation may precede one that had returned before it began.
+    The log's order is the witness, so no search is needed: a plain model must
+    answer every operation as the replicas did, in that order, and no operation
+    may stand before one that had returned before it was invoked.
     """
 
     def __init__(self) -> None:
-        self._calls: list[Call] = []
-        self._floor = 0  # highest index returned so far
-        self._floors: dict[int, int] = {}
+        self._floor = 0  # the highest index returned so far
+        self._floors: dict[Operation, int] = {}
+        self._log: list[tuple[Operation, kv.Operation, kv.Result]] = []
+        self._logged = 0
 
-    def invoked(self, call: Call) -> None:
-        self._floors[id(call)] = self._floor
+    def invoked(self, operation: Operation) -> None:
+        self._floors[operation] = self._floor
 
-    def returned(self, call: Call) -> None:
-        floor = self._floors.pop(id(call))
+    def returned(self, operation: Operation, index: int) -> None:
+        floor = self._floors.pop(operation, 0)
         require(
-            call.index >= floor,
+            index >= floor,
             "linearizability",
-            f"an operation that began after index {floor} had returned was placed at {call.index}",
+            f"an operation that began after index {floor} had returned was placed at {index}",
         )
-        self._floor = max(self._floor, call.index)
-        self._calls.append(call)
+        self._floor = max(self._floor, index)
 
-    def conclude(self, writes: Sequence[tuple[int, int, bytes, bytes]]) -> None:
-        """`writes`: (index, position, key, value) of the whole log, acknowledged or not."""
-        events: list[tuple[int, int, int, object]] = [(i, p, 0, (k, v)) for i, p, k, v in writes]
-        events += [(call.index, call.position, 1, call) for call in self._calls if call.write is None]
-        events.sort(key=lambda event: event[:3])
-        state: dict[bytes, bytes] = {}
-        for _, _, _, event in events:
-            if isinstance(event, Call):
-                expected = state.get(event.key)
-                require(
-                    event.seen == expected,
-                    "linearizability",
-                    f"a read at {event.index} of {event.key!r} saw {event.seen!r}, not {expected!r}",
-                )
-            elif isinstance(event, tuple):
-                state[event[0]] = event[1]
+    def executed(self, executed: Executed) -> None:
+        """Note the operations of a position, the first time that anyone executes it."""
+        if executed.index != self._logged + 1:
+            return
+        self._logged = executed.index
+        for outcome in executed.outcomes:
+            first = outcome.bundle.first_sequence
+            for answer in outcome.answers:
+                if answer.index == executed.index:
+                    operation = decode_operation(outcome.bundle.operations[answer.sequence - first])
+                    key = (outcome.bundle.client, outcome.bundle.session, answer.sequence)
+                    self._log.append((key, operation, RESULT.decode(answer.result)))
+
+    def conclude(self) -> None:
+        """Replay the log against the model."""
+        model = Model()
+        seen: set[Operation] = set()
+        for key, operation, result in self._log:
+            require(key not in seen, "exactly_once", f"sequence {key[2]} was executed twice")
+            seen.add(key)
+            sentence = model.disagrees(operation, result)
+            require(not sentence, "linearizability", f"sequence {key[2]}: {sentence}")
+
+
+class Model:
+    """A key-value store as plain as possible: values, revisions of last writes, one counter."""
+
+    def __init__(self) -> None:
+        self._values: dict[bytes, tuple[bytes, int]] = {}
+        self._revision = 1
+
+    def disagrees(self, operation: kv.Operation, result: kv.Result) -> str:
+        """How `result` differs from what the model answers; empty where it does not."""
+        match operation, result:
+            case kv.Put(), kv.PutDone(revision):
+                self._revision += 1
+                self._values[operation.key] = (operation.value, self._revision)
+                return _differs(revision, self._revision)
+            case kv.Range(), kv.RangeDone():
+                return self._read(operation.key, result)
+            case kv.Txn(), kv.TxnDone():
+                return self._swap(operation, result)
+            case kv.OpenSession(), kv.Done():
+                return ""
+            case _:
+                return f"{operation} was answered by {result}"
+
+    def _read(self, key: bytes, result: kv.RangeDone) -> str:
+        held = self._values.get(key)
+        found = [(each.value, each.mod_revision) for each in result.kvs]
+        return _differs(found, [] if held is None else [held])
+
+    def _swap(self, operation: kv.Txn, result: kv.TxnDone) -> str:
+        guard, put = operation.compare[0], operation.success[0]
+        holds = self._values.get(guard.key, (b"", 0))[1] < int(guard.operand)
+        if result.succeeded != holds:
+            return f"the guard was {result.succeeded}, not {holds}"
+        answer = result.results[0]
+        if holds and isinstance(put, kv.Put) and isinstance(answer, kv.PutDone):
+            return self.disagrees(put, answer)
+        return self._read(guard.key, answer) if isinstance(answer, kv.RangeDone) else "no read"
+
+
+def _differs(found: object, expected: object) -> str:
+    return "" if found == expected else f"answered {found}, the model says {expected}"

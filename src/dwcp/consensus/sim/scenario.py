@@ -50,7 +50,6 @@ class Scenario:
     batch_count_max: int
     clients: int
     outstanding: int
-    snapshot_after_bytes: int
 
     @property
     def f(self) -> int:
@@ -77,12 +76,11 @@ def draw(seed: int, *, n: int, slots_min: int = 50) -> Scenario:
         skew_ms=rng.choice([0, 50, 300]),
         clock_jumps=rng.random() < 0.3,
         real_signatures=seed % REAL_SIGNATURES_EVERY == REAL_SIGNATURES_EVERY - 1,
-        window=interval * rng.choice([1, 2, 4]),
+        window=interval * rng.choice([2, 4]),
         checkpoint_interval=interval,
         batch_count_max=rng.choice([1, 2, 8]),
         clients=rng.choice([2, 3, 4]),
         outstanding=rng.choice([1, 2, 4]),
-        snapshot_after_bytes=rng.choice([0, 0, 20_000]),
     )
 
 

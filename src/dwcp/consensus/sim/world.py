@@ -57,7 +57,7 @@ class Caller(Protocol):
 
     @property
     def outstanding(self) -> int: ...
-    def opened(self, replica: int, *, now_us: int) -> list[tuple[int, bytes]]: ...
+    def opened(self, replica: int) -> list[tuple[int, bytes]]: ...
     def closed(self, replica: int) -> None: ...
     def receive(self, replica: int, frame: bytes, *, now_us: int) -> list[tuple[int, bytes]]: ...
     def tick(self, *, now_us: int) -> list[tuple[int, bytes]]: ...
@@ -71,10 +71,12 @@ class Cast(Protocol):
 
     @property
     def chain_id(self) -> bytes: ...
+    @property
+    def journal(self) -> type[Journal]: ...
     def host(self, world: World, node: Node, *, voting: bool) -> Host: ...
     def callers(self, world: World) -> Sequence[Caller]: ...
-    def inspect(self, world: World, replica: int, frame: bytes) -> None: ...
-    def distortion(self, world: World, liar: Liar) -> Distort: ...
+    def inspect(self, world: World, node: Node, frame: bytes) -> None: ...
+    def distortion(self, liar: Liar) -> Distort: ...
     def conclude(self, world: World) -> None: ...
 
 
@@ -85,7 +87,8 @@ class World:
         self.scenario = scenario
         self.cast = cast
         self.now_us = 0
-        self.events = 0
+        self.events = 0  # calls of replicas
+        self.steps = 0  # of engines
         self.trace = 0
         self.coverage = Coverage()
         self.agreement = Agreement()
@@ -158,7 +161,7 @@ class World:
             if liar.lie not in ("wiped", "rollback"):
                 for node in self.nodes:
                     if node.replica == liar.replica and liar.lie != "twins":
-                        node.distort = self.cast.distortion(self, liar)
+                        node.distort = self.cast.distortion(liar)
                 self.coverage.liars[liar.lie] += 1
         for node in self.nodes:
             self._start(node)
@@ -344,7 +347,7 @@ class World:
             if not self.calm and node.rng.random() < self.scenario.crash_rate:
                 node.disk.fail_after(node.rng.randrange(6))
             try:
-                records, node.journal = Journal.open(
+                records, node.journal = self.cast.journal.open(
                     node.disk, chain_id=self.cast.chain_id, replica=node.replica
                 )
             except PowerLost:
@@ -400,10 +403,10 @@ class World:
         self._trace(node.place, output.frame)
         if node.distort is not None:
             for to, frame in node.distort(output.to, output.frame):
+                self.cast.inspect(self, node, frame)
                 self._post(node, to, frame)
             return True
-        if node.honest:
-            self.cast.inspect(self, node.replica, output.frame)
+        self.cast.inspect(self, node, output.frame)
         self._post(node, output.to, output.frame)
         return True
 
@@ -577,7 +580,7 @@ class World:
         self._next_connection += 1
         self._links[client, replica] = (connection, place)
         node.connections[connection] = client
-        self._client_sends(client, self.callers[client].opened(replica, now_us=self.now_us))
+        self._client_sends(client, self.callers[client].opened(replica))
 
     def _break(self, client: int, replica: int) -> None:
         """Both ends notice, the client first; it connects again."""

@@ -9,6 +9,7 @@ from tests.unit.consensus.sim.toy import ToyCast
 
 from dwcp.consensus.sim.checkers import Violation
 from dwcp.consensus.sim.coverage import Coverage
+from dwcp.consensus.sim.node import Node
 from dwcp.consensus.sim.scenario import Scenario, draw
 from dwcp.consensus.sim.world import World
 
@@ -57,17 +58,18 @@ def test_a_promise_sent_before_it_is_durable_is_found() -> None:
             history(seed, eager=True)
         except Violation as violation:
             found.add(violation.checker)
-
-    assert found & {"double_vote", "agreement", "contiguity"}
+        if found & {"double_vote", "agreement"}:
+            return
+    raise AssertionError(f"not found: {found}")
 
 
 def test_a_log_that_cannot_go_on_is_stuck() -> None:
     """Goal: liveness is checked. Method: a cast whose replicas never answer."""
 
     class Mute(ToyCast):
-        def inspect(self, world: World, replica: int, frame: bytes) -> None:
-            for node in world.nodes:
-                node.paused_until = 10**15
+        def inspect(self, world: World, node: Node, frame: bytes) -> None:
+            for each in world.nodes:
+                each.paused_until = 10**15
 
     with pytest.raises(Violation, match="stuck"):
         World(scenario(1), Mute()).run()

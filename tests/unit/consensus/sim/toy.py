@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dwcp.consensus.core.logformat import Journal
 from dwcp.consensus.core.machine import Commit, Effect, Payload, Persist, Send
 from dwcp.consensus.core.outbox import Outbox
 from dwcp.consensus.ledger.ledger import Executed
@@ -131,9 +132,7 @@ class ToyReplica:
             content = self._log[self._executed]
             fresh.append(content)
             commit = Commit(self._executed, 0, self._executed, (Payload(content, content),))
-            executed = Executed(
-                self._executed, 0, self._executed, b"", content, b"", b"", None, outcomes=(), changes=()
-            )
+            executed = Executed(self._executed, 0, self._executed, b"", content, b"", b"", None, (), 0, 0)
             self._world.agreement.executed(self._node.place, commit, executed)
         done = {self._log[slot] for slot in range(1, self._executed + 1)}
         answers = fresh + ([again] if again in done else [])
@@ -165,7 +164,7 @@ class ToyCaller:
     def _request(self) -> bytes:
         return b"%d/%d" % (self._number, self._sequence)
 
-    def opened(self, replica: int, *, now_us: int) -> list[tuple[int, bytes]]:
+    def opened(self, replica: int) -> list[tuple[int, bytes]]:
         return []
 
     def closed(self, replica: int) -> None:
@@ -197,18 +196,22 @@ class ToyCast:
     def chain_id(self) -> bytes:
         return bytes(32)
 
+    @property
+    def journal(self) -> type[Journal]:
+        return Journal
+
     def host(self, world: World, node: Node, *, voting: bool) -> ToyReplica:
         return ToyReplica(world, node, eager=self._eager)
 
     def callers(self, world: World) -> list[ToyCaller]:
         return [ToyCaller(number) for number in range(world.scenario.clients)]
 
-    def inspect(self, world: World, replica: int, frame: bytes) -> None:
+    def inspect(self, world: World, node: Node, frame: bytes) -> None:
         kind, slot, content = unpack(frame)
         if kind == "A":
-            world.votes.sent(replica, [Vote("append", 1, slot, content)])
+            world.votes.sent(node.replica, [Vote("append", 1, slot, content)])
 
-    def distortion(self, world: World, liar: Liar) -> Distort:
+    def distortion(self, liar: Liar) -> Distort:
         raise NotImplementedError
 
     def conclude(self, world: World) -> None:
