@@ -1,0 +1,101 @@
+"""Payloads that wait to be ordered, oldest first, and where those already placed went.
+
+Everything in it was authenticated when it was submitted. Bounded in bytes and count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from dwcp.consensus.core.machine import Payload
+
+
+def size_of(payload: Payload) -> int:
+    """Bytes that count against limits: body and tags."""
+    return (len(payload.body) if payload.body is not None else 0) + len(payload.tags)
+
+
+class Pool:
+    """Invariant: no digest is both pending and placed; `pending_bytes` is the sum over pending."""
+
+    __slots__ = ("_bytes_max", "_count_max", "_pending", "_placed", "pending_bytes")
+
+    def __init__(self, *, bytes_max: int, count_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._count_max = count_max
+        self._pending: dict[bytes, Payload] = {}
+        self._placed: dict[bytes, int] = {}
+        self.pending_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    @property
+    def placed_count(self) -> int:
+        return len(self._placed)
+
+    def pending(self) -> tuple[Payload, ...]:
+        """What waits, oldest first."""
+        return tuple(self._pending.values())
+
+    def oldest(self) -> bytes | None:
+        """The digest that waits longest; it never changes while it is censored."""
+        return next(iter(self._pending), None)
+
+    def known(self, payload: Payload) -> Payload | None:
+        """This replica's own authenticated copy, if it waits here."""
+        return self._pending.get(payload.digest)
+
+    def find(self, digest: bytes) -> tuple[Payload | None, int]:
+        """The payload if it waits here, else the slot where it was placed (0: unknown)."""
+        return self._pending.get(digest), self._placed.get(digest, 0)
+
+    def submit(self, payloads: Iterable[Payload]) -> int:
+        """Keep what is new; returns how many were dropped because the pool is full."""
+        dropped = 0
+        for payload in payloads:
+            key = payload.digest
+            if key in self._pending or key in self._placed:
+                continue
+            size = size_of(payload)
+            if len(self._pending) >= self._count_max or self.pending_bytes + size > self._bytes_max:
+                dropped += 1
+                continue
+            self._pending[key] = payload
+            self.pending_bytes += size
+        return dropped
+
+    def batch(self, *, count_max: int, bytes_max: int) -> tuple[Payload, ...]:
+        """The oldest payloads that fit one slot; always at least one if any waits."""
+        chosen: list[Payload] = []
+        room = bytes_max
+        for payload in self._pending.values():
+            room -= size_of(payload)
+            if chosen and (room < 0 or len(chosen) >= count_max):
+                break
+            chosen.append(payload)
+        return tuple(chosen)
+
+    def place(self, slot: int, payloads: Sequence[Payload]) -> None:
+        """These are in `slot` now."""
+        pending, placed = self._pending, self._placed
+        for payload in payloads:
+            mine = pending.pop(payload.digest, None)
+            if mine is not None:
+                self.pending_bytes -= size_of(mine)
+            placed[payload.digest] = slot
+
+    def restore(self, slot: int, payloads: Sequence[Payload]) -> None:
+        """`slot` will not hold these after all: they wait again, before everything younger."""
+        back = {p.digest: p for p in payloads if p.body is not None and self._placed.get(p.digest) == slot}
+        for key, payload in back.items():
+            del self._placed[key]
+            self.pending_bytes += size_of(payload)
+        if back:
+            self._pending = {**back, **self._pending}
+
+    def forget(self, slot: int, payloads: Sequence[Payload]) -> None:
+        """`slot` was truncated: the ledger's sessions recognise repetitions from here on."""
+        for payload in payloads:
+            if self._placed.get(payload.digest) == slot:
+                del self._placed[payload.digest]
