@@ -64,14 +64,15 @@ class FileLog:
 
     @contextmanager
     def _state(self) -> Any:
-        with self.path.open("a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            text = file.read()
+        with self.path.with_suffix(".lock").open("a+") as guard:
+            fcntl.flock(guard, fcntl.LOCK_EX)
+            text = self.path.read_text() if self.path.exists() else ""
             state = json.loads(text) if text else {"revision": 0, "keys": {}, "events": []}
             yield state
-            file.truncate(0)
-            file.write(json.dumps(state))
+            changed = json.dumps(state)
+            if changed != text:  # by renaming, because whoever writes may be killed while it does
+                self.path.with_suffix(".new").write_text(changed)
+                self.path.with_suffix(".new").rename(self.path)
 
     def apply(self, txn: Txn) -> TxnDone:
         with self._state() as state:

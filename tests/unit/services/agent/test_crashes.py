@@ -49,16 +49,21 @@ def drive(machine: Machine, point: str, within_s: float = 40) -> int:
             if agent.poll() is not None:
                 assert agent.returncode == -signal.SIGKILL
                 deaths += 1
+                end_process(agent)
                 agent = run_agent(machine, f"{point}=kill")
             if machine.log.state(W).state is State.PENDING:
                 machine.log.place(W, NODE, lease_ms=machine.lease_ms)
             time.sleep(0.05)
     finally:
-        agent.kill()
-        agent.wait()
-        if agent.stdout is not None:
-            agent.stdout.close()
+        end_process(agent)
     return deaths
+
+
+def end_process(agent: subprocess.Popen[bytes]) -> None:
+    agent.kill()
+    agent.wait()
+    assert agent.stdout is not None
+    agent.stdout.close()
 
 
 @pytest.mark.parametrize("retry", list(Retry))
