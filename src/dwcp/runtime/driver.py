@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from dwcp.consensus.ledger.ledger import Snapshot
 from dwcp.consensus.ledger.outputs import (
     Accused,
     CancelTimer,
@@ -28,7 +29,7 @@ from dwcp.consensus.ledger.outputs import (
 from dwcp.runtime.clock import Clock
 from dwcp.runtime.disk import DiskThread
 from dwcp.runtime.failpoints import failpoint
-from dwcp.runtime.storage import GroupLog, SavedSnapshot, SnapshotStore
+from dwcp.runtime.storage import GroupLog, SnapshotStore
 
 INBOX_BYTES_MAX = 64 * 1024 * 1024  # above it peers' frames are dropped; they retransmit
 
@@ -223,9 +224,9 @@ class Driver:
         )
 
     def _save(self, output: SaveSnapshot) -> None:
-        snapshot = SavedSnapshot(output.index, output.state_root, output.parts)
+        snapshot = Snapshot(output.index, output.state_root, output.parts)
         self._snapshot_disk.submit(
-            lambda: self._snapshots.save(snapshot),
+            lambda: self._snapshots.save(snapshot, keep_from=output.keep_from),
             lambda: self._put(lambda now_ms: self._replica.snapshot_durable(snapshot.index, now_ms=now_ms)),
         )
 

@@ -43,7 +43,6 @@ _ENGINE_TIMER = "engine:"
 _FETCH_TIMER = "replica:fetch"
 _TRANSFER_TIMER = "replica:transfer"
 _ENGINE_PREFIX = bytes([Channel.ENGINE])
-SNAPSHOTS_OFFERED = 2  # checkpoints that peers may still fetch
 SHARES_KEPT = 1024  # positions whose ATTEST is kept for retries
 
 
@@ -88,7 +87,9 @@ class Replica:
         voting: bool = True,
         limits: Limits | None = None,
         outbox: Outbox | None = None,
+        snapshots: Sequence[Snapshot] = (),
     ) -> None:
+        """`snapshots` are those on disk, oldest first; `ledger` stands at the newest."""
         self._me = me
         self._genesis = genesis
         self._machine = machine
@@ -102,7 +103,8 @@ class Replica:
         self._outbox = outbox or Outbox()
         self._fetch = PayloadFetch(me=me, n=genesis.n)
         self._transfer = SnapshotTransfer(me=me, n=genesis.n)
-        self._offered: dict[bytes, Snapshot] = {}
+        self._offered = {snapshot.root: snapshot for snapshot in snapshots}
+        self._certified = 0  # the newest position whose snapshot is certified and on disk here
         self._shares: dict[int, Share] = {}
         self._saving: Snapshot | None = None
         self._save_next: Snapshot | None = None
@@ -115,8 +117,6 @@ class Replica:
 
     def start(self, *, now_ms: int, journal: Sequence[bytes]) -> list[Output]:
         """Recover from the journal; the ledger already stands at its newest snapshot."""
-        if self._ledger.index:
-            self._offer(self._ledger.snapshot())  # peers may need it before the next checkpoint
         effects = self._machine.start(now_ms=now_ms, journal=journal, applied=self._ledger.index)
         return self._carry(effects, now_ms)
 
@@ -295,7 +295,8 @@ class Replica:
                 outputs.append(CancelTimer(_ENGINE_TIMER + name))
             case m.Fetch(digests, sources):
                 outputs += self._fetch_timer(list(self._fetch.want(digests, sources)))
-            case m.Truncate():
+            case m.Truncate(below):
+                self._certified = below - 1
                 self._rotate_wanted = True
             case m.InstallSnapshot(index, state_root, sources):
                 outputs += self._begin_transfer(index, state_root, sources)
@@ -363,10 +364,10 @@ class Replica:
         return self._save_waiting()
 
     def _offer(self, snapshot: Snapshot) -> None:
-        """Let peers fetch it; an older one is forgotten."""
+        """Let peers fetch it; those older than the newest certified one are forgotten."""
+        held = self._offered.values()
+        self._offered = {each.root: each for each in held if each.index >= self._certified}
         self._offered[snapshot.root] = snapshot
-        while len(self._offered) > SNAPSHOTS_OFFERED:
-            del self._offered[next(iter(self._offered))]
 
     def _save_waiting(self) -> list[Output]:
         """Start the waiting save, if none is under way."""
@@ -374,7 +375,10 @@ class Replica:
         if self._saving is not None or snapshot is None:
             return []
         self._saving, self._save_next = snapshot, None
-        return [SaveSnapshot(snapshot.index, snapshot.root, snapshot.parts)]
+        return [self._save(snapshot)]
+
+    def _save(self, snapshot: Snapshot) -> SaveSnapshot:
+        return SaveSnapshot(snapshot.index, snapshot.root, snapshot.parts, self._certified)
 
     def _begin_transfer(self, index: int, root: bytes, sources: Sequence[int]) -> list[Output]:
         if index <= self._ledger.index:
@@ -394,10 +398,7 @@ class Replica:
         self._save_next = None
         self._saving = snapshot
         self._offer(snapshot)
-        return [
-            CancelTimer(_TRANSFER_TIMER),
-            SaveSnapshot(snapshot.index, snapshot.root, snapshot.parts),
-        ]
+        return [CancelTimer(_TRANSFER_TIMER), self._save(snapshot)]
 
 
 def _junk(sender: int, reason: str) -> Observed:
