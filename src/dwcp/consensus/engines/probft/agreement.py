@@ -110,6 +110,10 @@ class Agreement:
         if not (standing.leading and standing.works and self._voice.speaks):
             return
         while len(self._pool) and self.next_slot <= self._window.high and self._may_run_ahead():
+            slot = self._log.get(self.next_slot)
+            if slot is not None and slot.decision is not None:
+                self.next_slot += 1
+                continue
             previous_ms = self._time_before(self.next_slot)
             if previous_ms is None:
                 return
@@ -290,7 +294,7 @@ class Agreement:
     ) -> None:
         slot.accept(digest, leader_signature, certified=False, now_ms=now_ms)
         self._log.top = max(self._log.top, slot.index)
-        slot.contents[digest] = content
+        slot.keep(digest, content)
         self._pool.place(slot.index, content.payloads)
         for other in sorted(slot.rumours):
             if other != digest:
