@@ -59,9 +59,9 @@ class Pool:
         dropped = 0
         for payload in payloads:
             key = payload.digest
-            if key in self._pending or key in self._placed:
+            if payload.body is None or key in self._pending or key in self._placed:
                 continue
-            size = size_of(payload)
+            size = len(payload.body) + len(payload.tags)
             if len(self._pending) >= self._count_max or self.pending_bytes + size > self._bytes_max:
                 dropped += 1
                 continue
@@ -101,12 +101,15 @@ class Pool:
 
     def place(self, slot: int, payloads: Sequence[Payload]) -> None:
         """These are in `slot` now."""
-        pending, placed = self._pending, self._placed
-        for payload in payloads:
-            mine = pending.pop(payload.digest, None)
+        digests = [payload.digest for payload in payloads]
+        self._placed.update(dict.fromkeys(digests, slot))
+        pending = self._pending
+        if not pending:
+            return
+        for digest in digests:
+            mine = pending.pop(digest, None)
             if mine is not None:
                 self.pending_bytes -= size_of(mine)
-            placed[payload.digest] = slot
 
     def restore(self, slot: int, payloads: Sequence[Payload]) -> None:
         """`slot` will not hold these after all: they wait again, before everything younger."""
@@ -119,6 +122,7 @@ class Pool:
 
     def forget(self, slot: int, payloads: Sequence[Payload]) -> None:
         """`slot` was truncated: the ledger's sessions recognise repetitions from here on."""
-        for payload in payloads:
-            if self._placed.get(payload.digest) == slot:
-                del self._placed[payload.digest]
+        placed = self._placed
+        for digest in [payload.digest for payload in payloads]:
+            if placed.get(digest) == slot:
+                del placed[digest]
