@@ -133,7 +133,7 @@ class Model(RuleBasedStateMachine):
     @invariant()
     def agrees(self) -> None:
         assert self.store.revision == self.revision
-        assert self.store.compacted == self.compacted
+        assert self.store.compacted == self.store.trimmed == self.compacted
         versions = [len(self.store.versions(key) or ()) for key in self.store.ordered_keys()]
         assert sum(versions) <= 6 + (self.revision - self.compacted) * 6
         self._changes_tell_history()
