@@ -104,6 +104,10 @@ class Model(RuleBasedStateMachine):
             assert not code
             self.compacted = target
 
+    @rule()
+    def next_batch(self) -> None:
+        self.store.keys_left, self.store.bytes_left = 10**6, 10**6
+
     @rule(key=KEYS, end=ENDS, back=st.integers(0, 12), limit=st.integers(0, 3))
     def read(self, key: bytes, end: bytes, back: int, limit: int) -> None:
         at = max(self.revision - back, 0)
@@ -271,10 +275,11 @@ def test_limits_are_refused() -> None:
         txn_operations_max=2,
         range_keys_max=3,
         delete_keys_max=2,
-        range_bytes_max=40,
+        range_bytes_max=130,
     )
 
     def code(operation: Any) -> str:
+        store.keys_left, store.bytes_left = 12, 130
         match operation:
             case Put():
                 return failure(store.put(operation, EVERYONE))
