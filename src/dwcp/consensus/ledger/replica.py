@@ -9,7 +9,7 @@ in the order of `core.machine`'s contract.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dwcp.consensus.core import machine as m
@@ -191,31 +191,42 @@ class Replica:
 
     def client_frame(self, connection: int, frame: bytes, *, now_ms: int) -> list[Output]:
         """A frame from an authenticated TLS connection; `Hello` must come first."""
-        outputs, payload = self._port.receive(
-            connection,
-            frame,
-            shares=self._shares,
-            status=self.status,
-            overloaded=self._overloaded(),
-        )
-        if payload is None:
-            return outputs
-        return [*outputs, *self._submit(connection, payload, now_ms)]
+        return self.client_frames(((connection, frame),), now_ms=now_ms)
 
-    def _submit(self, connection: int, payload: m.Payload, now_ms: int) -> list[Output]:
-        """Order a client's payload: checked by signature where this replica leads, else by tag."""
-        leading = self._machine.leader == self._me
-        try:
-            if leading:
-                self._checker.admit(payload)
-            elif not self._checker.vouched(payload):
-                raise BundleRefused("neither the tag nor the signature vouches for the bundle")
-        except BundleRefused as exc:
-            return [self._port.refuse(connection, "bundle", str(exc))]
-        outputs = self._step(m.Submitted((payload,)), now_ms)
-        if not leading:
-            outputs.insert(0, ToPeers((self._machine.leader,), encode_forward((payload,))))
+    def client_frames(self, frames: Iterable[tuple[int, bytes]], *, now_ms: int) -> list[Output]:
+        """Frames that came together: their payloads are submitted together, so that they share a batch."""
+        outputs: list[Output] = []
+        payloads: list[m.Payload] = []
+        overloaded = self._overloaded()
+        for connection, frame in frames:
+            answers, payload = self._port.receive(
+                connection, frame, shares=self._shares, status=self.status, overloaded=overloaded
+            )
+            outputs += answers
+            if payload is not None:
+                try:
+                    self._vouch(payload)
+                except BundleRefused as exc:
+                    outputs.append(self._port.refuse(connection, "bundle", str(exc)))
+                    continue
+                payloads.append(payload)
+        if payloads:
+            outputs += self._submit(tuple(payloads), now_ms)
         return outputs
+
+    def _vouch(self, payload: m.Payload) -> None:
+        """By signature where this replica leads, else by tag. Raises `BundleRefused`."""
+        if self._machine.leader == self._me:
+            self._checker.admit(payload)
+        elif not self._checker.vouched(payload):
+            raise BundleRefused("neither the tag nor the signature vouches for the bundle")
+
+    def _submit(self, payloads: tuple[m.Payload, ...], now_ms: int) -> list[Output]:
+        """Order clients' payloads; the leader hears of them too."""
+        outputs: list[Output] = []
+        if self._machine.leader != self._me:
+            outputs.append(ToPeers((self._machine.leader,), encode_forward(payloads)))
+        return outputs + self._step(m.Submitted(payloads), now_ms)
 
     def client_closed(self, connection: int) -> None:
         self._port.closed(connection)
