@@ -59,6 +59,7 @@ PATIENCE_S = 10.0  # for one answer of the log, when no lease is about to end
 STOP_PATIENCE_S = 6.0  # after which a shim that ignores its stop file is killed
 LEASE_PATIENCE_S = 0.5  # the same when the lease is over: the margin is short
 TIDY_TRIES = 3
+TELL_NS = 300_000_000  # between two events of shipping progress
 LAUNCH_TRIES = 3
 
 
@@ -80,6 +81,7 @@ class Courier:
     _publish_failed: str = ""
     _launches: int = 0
     _last_progress_ns: int = 0
+    _last_told_ns: int = 0
 
     # ------------------------------------------------------------------ the loop
 
@@ -334,9 +336,9 @@ class Courier:
         )
 
     def _progress(self, here: int, total: int) -> None:
-        now_ns = boottime_ns()
-        if here >= total or now_ns - self._last_progress_ns > 300_000_000:
-            self._last_progress_ns = now_ns
+        now_ns = self._last_progress_ns = boottime_ns()
+        if here >= total or now_ns - self._last_told_ns > TELL_NS:
+            self._last_told_ns = now_ns
             self._tell(EventKind.SHIPPING, bytes=here, total=total)
 
     async def _commit_running(self) -> None:

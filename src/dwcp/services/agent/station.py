@@ -98,7 +98,7 @@ class Station:
         self._look(workload)  # it may have been placed here again meanwhile
 
     def _count(self) -> None:
-        self.site.telemetry.gauge("dwcp_agent_attempts", len(self._couriers), state="open")
+        self.site.telemetry.gauge("dwcp_agent_attempts_open", len(self._couriers))
 
     # ------------------------------------------------------------------ hints
 

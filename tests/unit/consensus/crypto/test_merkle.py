@@ -33,7 +33,10 @@ def test_every_position_has_a_proof(count: int) -> None:
 def test_no_proof_holds_for_another_claim(
     count: int, position: int, claimed_count: int, claimed_position: int, leaf: int
 ) -> None:
-    """Goal: leaf, position and count are all bound. Method: honest path, changed claims, against the bound root."""
+    """Goal: leaf, position and count are all bound.
+
+    Method: honest path, changed claims, against the bound root.
+    """
     position %= count
     leaves = LEAVES[:count]
     root = merkle.bound_root(Domain.BATCH, leaves)
@@ -63,7 +66,10 @@ def test_malformed_proofs_are_refused() -> None:
 
 
 def test_empty_tree_and_domains() -> None:
-    """Goal: an empty batch has a root of its own, and no root of one kind passes for another. Method: compare."""
+    """Goal: an empty batch has a root of its own, and no root of one kind passes for another.
+
+    Method: compare.
+    """
     assert merkle.root([]) == ZERO
     assert merkle.bound_root(Domain.BATCH, []) != merkle.bound_root(Domain.RESULT, [])
     assert merkle.bound_root(Domain.BATCH, LEAVES[:1]) != merkle.bound_root(Domain.RESULT, LEAVES[:1])

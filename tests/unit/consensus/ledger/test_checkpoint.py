@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,7 +37,10 @@ OPERATION = st.one_of(
 def test_a_restored_ledger_goes_on_exactly_alike(
     before: list[kv.Operation], after: list[kv.Operation], session: int
 ) -> None:
-    """Goal: a replica that installs a snapshot can never diverge. Method: install, run both, compare everything."""
+    """Goal: a replica that installs a snapshot can never diverge.
+
+    Method: install, run both, compare everything.
+    """
     scene = Scene(checkpoint_interval=1, history_revisions_kept=6, sessions_per_client_max=2)
     scene.open()
     for op in before:
@@ -56,24 +60,21 @@ def test_a_restored_ledger_goes_on_exactly_alike(
 
 
 def test_replayed_commits_lead_to_the_same_snapshot() -> None:
-    """Goal: the incremental root equals a root made at once. Method: one ledger checkpoints often, one once."""
+    """Goal: the incremental root equals a root made at once.
+
+    Method: one ledger checkpoints often, one once.
+    """
     often, once = Scene(checkpoint_interval=1), Scene(checkpoint_interval=1)
     rng = Random(5)
     for i in range(300):
         often.put(b"k%d" % rng.randrange(60), b"%d" % i)
     once.ledger = Ledger(often.genesis)
-    once.ledger._params = replace_interval(once.ledger._params, 301)  # the only difference is when it encodes
+    # The only difference is when it encodes.
+    once.ledger._params = msgspec.structs.replace(once.genesis.params, checkpoint_interval=301)
     for commit in often.commits:
         once.ledger.apply(commit)
 
     assert once.ledger.snapshot().root == often.ledger.snapshot().root
-
-
-def replace_interval(params, interval: int):  # type: ignore[no-untyped-def]
-    """The parameters with another checkpoint interval."""
-    import msgspec
-
-    return msgspec.structs.replace(params, checkpoint_interval=interval)
 
 
 def test_roots_appear_at_checkpoints_only() -> None:
@@ -168,7 +169,10 @@ def test_a_tampered_snapshot_changes_nothing(kind: str) -> None:
 
 
 def test_a_certified_but_unreadable_manifest_is_a_sentence() -> None:
-    """Goal: bytes of another format under a valid root never raise anything else. Method: junk under its own root."""
+    """Goal: bytes of another format under a valid root never raise anything else.
+
+    Method: junk under its own root.
+    """
     scene = Scene()
     for junk in (b"", b"\x95junk", scene.ledger.snapshot().parts[1]):
         with pytest.raises(SnapshotInvalid):

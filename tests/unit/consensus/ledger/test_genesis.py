@@ -23,7 +23,10 @@ def test_quorums(n: int, f: int, quorum: int) -> None:
 
 
 def test_file_round_trip(tmp_path: Path) -> None:
-    """Goal: a written genesis reads back as itself, and formatting does not change the chain. Method: reformat."""
+    """Goal: a written genesis reads back as itself, and formatting does not change the chain.
+
+    Method: reformat.
+    """
     path = tmp_path / "genesis.json"
     path.write_bytes(genesis_of().encode())
     first = genesis.load(path)
@@ -111,11 +114,11 @@ def test_contradictions_name_file_and_key(path: str, value: object, sentence: st
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b"null"])
 def test_junk_is_refused(data: bytes) -> None:
     """Goal: no bytes end in a traceback. Method: feed junk."""
-    with pytest.raises(genesis.GenesisInvalid, match="^genesis.json: "):
+    with pytest.raises(genesis.GenesisInvalid, match=r"^genesis\.json: "):
         genesis.decode(data)
 
 
 def test_missing_file(tmp_path: Path) -> None:
     """Goal: a missing file is a sentence. Method: load one."""
-    with pytest.raises(genesis.GenesisInvalid, match="absent.json: cannot be read: No such file"):
+    with pytest.raises(genesis.GenesisInvalid, match=r"absent\.json: cannot be read: No such file"):
         genesis.load(tmp_path / "absent.json")

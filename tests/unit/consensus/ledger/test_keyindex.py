@@ -13,7 +13,10 @@ KEYS = [i.to_bytes(2, "big") for i in range(6000)]
 
 @pytest.mark.parametrize("seed", range(10))
 def test_agrees_with_a_plain_sorted_list(seed: int) -> None:
-    """Goal: order and range bounds hold across block splits and emptied blocks. Method: random adds, removals."""
+    """Goal: order and range bounds hold across block splits and emptied blocks.
+
+    Method: random adds, removals.
+    """
     rng = Random(seed)
     chosen = rng.sample(KEYS, 5000)
     index = KeyIndex(chosen[:1000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -122,7 +123,7 @@ class Model(RuleBasedStateMachine):
     @rule()
     def restore(self) -> None:
         """A store rebuilt from its versions goes on exactly like the one it was made from."""
-        items = [(key, tuple(self.store.versions(key) or ())) for key in self.store.keys()]
+        items = [(key, tuple(self.store.versions(key) or ())) for key in self.store.ordered_keys()]
         old = self.store
         self.store = Store.restored(
             old._params, items, revision=old.revision, compacted=old.compacted, trimmed=old.trimmed
@@ -133,7 +134,7 @@ class Model(RuleBasedStateMachine):
     def agrees(self) -> None:
         assert self.store.revision == self.revision
         assert self.store.compacted == self.compacted
-        versions = [len(self.store.versions(key) or ()) for key in self.store.keys()]
+        versions = [len(self.store.versions(key) or ()) for key in self.store.ordered_keys()]
         assert sum(versions) <= 6 + (self.revision - self.compacted) * 6
         self._changes_tell_history()
 
@@ -155,7 +156,10 @@ TestModel = Model.TestCase
 
 
 def test_revisions_count_mutating_transactions() -> None:
-    """Goal: spec §4.1, one revision each, shared inside a transaction. Method: mix reads, no-ops and writes."""
+    """Goal: spec §4.1, one revision each, shared inside a transaction.
+
+    Method: mix reads, no-ops and writes.
+    """
     store = store_of()
     store.put(Put(b"a", b"1"), EVERYONE)
     store.delete(DeleteRange(b"absent"), EVERYONE)
@@ -228,12 +232,12 @@ def test_range_in_a_transaction_sees_its_writes_and_a_failed_one_leaves_nothing(
     """Goal: atomicity. Method: the last operation of a branch is refused after others were applied."""
     store = store_of(range_bytes_max=1_600_000)
     store.put(Put(b"big", bytes(1_000_000)), EVERYONE)
-    before = (store.revision, store.size, list(store.keys()))
+    before = (store.revision, store.size, list(store.ordered_keys()))
     txn = Txn((), (Put(b"new", b"v"), DeleteRange(b"big"), Put(b"huge", bytes(1_000_000)), Range(b"huge")))
     too_much = Txn((), (*txn.success, Range(b"huge", b"\0")))
 
     assert failure(store.txn(too_much, EVERYONE, time_ms=0)) == "too_large"
-    assert (store.revision, store.size, list(store.keys())) == before
+    assert (store.revision, store.size, list(store.ordered_keys())) == before
     assert list(store.changes(2, store.revision)) == []
     done = store.txn(txn, EVERYONE, time_ms=0)
     assert isinstance(done, kv.TxnDone)
@@ -324,7 +328,10 @@ def test_history_makes_room_before_the_quota_is_reached() -> None:
 
 
 def test_compaction_is_done_in_bounded_pieces() -> None:
-    """Goal: no single operation forgets an unbounded history. Method: compact 2,000 revisions, count per step."""
+    """Goal: no single operation forgets an unbounded history.
+
+    Method: compact 2,000 revisions, count per step.
+    """
     store = store_of()
     for i in range(2000):
         store.put(Put(b"k", b"%d" % i), EVERYONE)
@@ -334,7 +341,7 @@ def test_compaction_is_done_in_bounded_pieces() -> None:
         counts.append(len(store.versions(b"k") or ()))
         store.put(Put(b"other", b""), EVERYONE)
 
-    assert max(before - after for before, after in zip(counts, counts[1:], strict=False)) <= 256
+    assert max(before - after for before, after in pairwise(counts)) <= 256
     assert len(store.versions(b"k") or ()) == 1
     assert store.size == 2 * VERSION_OVERHEAD + len(b"k1999") + len(b"other") + (len(counts) - 2) * (
         VERSION_OVERHEAD + len(b"other")

@@ -33,7 +33,7 @@ def test_history_commits_to_every_operation_and_result() -> None:
     """Goal: the digest chain is what receipts assume. Method: recompute one step from its parts."""
     scene = Scene()
     scene.open()
-    ops = [kv.Put(b"a", b"1"), kv.Put(b"b", b"2"), kv.Range(b"a")]
+    ops: list[kv.Operation] = [kv.Put(b"a", b"1"), kv.Put(b"b", b"2"), kv.Range(b"a")]
     executed = scene.commit(scene.payload(ops, first=1))
     operations = [
         operation_leaf(client=USER.public, session=1, sequence=1 + i, operation=codec.encode(op))
@@ -53,7 +53,10 @@ def test_history_commits_to_every_operation_and_result() -> None:
 
 
 def test_null_batches_move_the_history_and_nothing_else() -> None:
-    """Goal: gaps filled by a view change are no-ops. Method: a null batch between two puts, with a time of 0."""
+    """Goal: gaps filled by a view change are no-ops.
+
+    Method: a null batch between two puts, with a time of 0.
+    """
     scene = Scene()
     scene.put(b"k", b"1")
     before = (scene.ledger.revision, scene.ledger.time_ms, scene.ledger.history_digest)
@@ -84,7 +87,10 @@ def test_positions_must_be_contiguous_final_and_forward_in_time() -> None:
 
 
 def test_malformed_payloads_take_a_position_and_do_nothing() -> None:
-    """Goal: bytes that should never have been ordered cannot stop a replica. Method: junk between two bundles."""
+    """Goal: bytes that should never have been ordered cannot stop a replica.
+
+    Method: junk between two bundles.
+    """
     scene = Scene()
     scene.open()
     junk = Payload(payload_digest(b"junk"), b"junk")
@@ -131,7 +137,10 @@ def test_time_guards_see_committed_time() -> None:
 
 
 def test_grants_are_checked_and_changed_through_the_log() -> None:
-    """Goal: clients come and go by ledger entries only an administrator makes. Method: the life of a client."""
+    """Goal: clients come and go by ledger entries only an administrator makes.
+
+    Method: the life of a client.
+    """
     scene = Scene()
     grant = kv.Grant(STRANGER.public, "stranger", (b"s/",), (b"s/",))
     assert failure(scene.run(grant)) == "permission_denied"
@@ -180,7 +189,7 @@ def test_stale_queries_answer_from_executed_state_under_grants() -> None:
     scene.put(b"guest/k", b"v")
 
     def code(client: bytes, data: bytes) -> str:
-        return failure(codec.Codec(kv.Result).decode(scene.ledger.query(client, data)))  # type: ignore[arg-type]
+        return failure(codec.Codec(kv.Result).decode(scene.ledger.query(client, data)))
 
     assert code(GUEST.public, codec.encode(kv.Range(b"guest/k"))) == ""
     assert code(GUEST.public, codec.encode(kv.Range(b"other"))) == "permission_denied"
@@ -189,7 +198,10 @@ def test_stale_queries_answer_from_executed_state_under_grants() -> None:
 
 
 def test_answered_knows_whole_bundles_only() -> None:
-    """Goal: a retry is answered from memory, anything new is ordered. Method: a known, a partial, an unknown one."""
+    """Goal: a retry is answered from memory, anything new is ordered.
+
+    Method: a known, a partial, an unknown one.
+    """
     scene = Scene()
     scene.open()
     payload = scene.payload([kv.Put(b"a", b""), kv.Put(b"b", b"")], first=1)

@@ -62,7 +62,10 @@ def test_replies_are_asked_of_the_mask_or_of_all() -> None:
 
 
 def test_backup_falls_back_to_the_signature() -> None:
-    """Goal: a wrong tag at one replica cannot make it reject what others accept. Method: drop and break tags."""
+    """Goal: a wrong tag at one replica cannot make it reject what others accept.
+
+    Method: drop and break tags.
+    """
     good = _payload()
     broken = Payload(good.digest, good.body, bytes(len(good.tags)))
     bare = Payload(good.digest, good.body)
@@ -86,7 +89,10 @@ def test_a_tag_alone_convinces_its_backup_but_not_the_leader() -> None:
 
 @given(position=st.integers(0, 10_000), bit=st.integers(0, 7))
 def test_any_flipped_bit_is_refused(position: int, bit: int) -> None:
-    """Goal: nothing of a body can change unseen. Method: flip a bit and give it a matching digest, no tags."""
+    """Goal: nothing of a body can change unseen.
+
+    Method: flip a bit and give it a matching digest, no tags.
+    """
     body = bytearray(_payload().body or b"")
     body[position % len(body)] ^= 1 << bit
     changed = Payload(operations.payload_digest(bytes(body)), bytes(body))

@@ -11,7 +11,10 @@ from dwcp.consensus.ledger.sessions import WINDOW
 
 
 def test_a_repeated_bundle_is_answered_from_memory() -> None:
-    """Goal: no operation is executed twice. Method: the same payload in one batch, in a later one, and split."""
+    """Goal: no operation is executed twice.
+
+    Method: the same payload in one batch, in a later one, and split.
+    """
     scene = Scene()
     scene.open()
     payload = scene.payload([kv.Put(b"k", b"1"), kv.Put(b"k", b"2")], first=1)
@@ -29,7 +32,10 @@ def test_a_repeated_bundle_is_answered_from_memory() -> None:
 @settings(deadline=None, max_examples=40)
 @given(order=st.permutations(list(range(1, 41))), repeats=st.lists(st.integers(1, 40), max_size=40))
 def test_any_order_inside_the_window_executes_each_once(order: list[int], repeats: list[int]) -> None:
-    """Goal: bundles may overtake each other. Method: permutations with repeats; each put of a key of its own."""
+    """Goal: bundles may overtake each other.
+
+    Method: permutations with repeats; each put of a key of its own.
+    """
     scene = Scene()
     scene.open()
     for sequence in [*order, *repeats]:
@@ -120,7 +126,10 @@ def test_too_many_sessions_close_the_least_recently_used() -> None:
 
 
 def test_large_answers_are_not_kept() -> None:
-    """Goal: bounded replies in memory. Method: a large read runs again, a large transaction's answer is gone."""
+    """Goal: bounded replies in memory.
+
+    Method: a large read runs again, a large transaction's answer is gone.
+    """
     scene = Scene(reply_cache_bytes_max=100)
     scene.run(kv.Put(b"k", bytes(200)))
     read = scene.payload([kv.Range(b"k")], first=2)

@@ -1,0 +1,30 @@
+"""`dwcp drain`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dwcp.cli import output
+from dwcp.cli.environment import current
+from dwcp.cli.options import Json, State
+
+Node = Annotated[str, typer.Argument(help="the node's name, as `dwcp nodes` lists it")]
+Undo = Annotated[bool, typer.Option("--undo", help="take it into service again")]
+
+
+def drain(node: Node, undo: Undo = False, state: State = None, as_json: Json = False) -> None:
+    """Take a worker machine out of service: it gets no new work, what runs there goes on.
+
+    Example: dwcp drain rome, and later: dwcp drain rome --undo
+    """
+    from dwcp.api import manager as api
+    from dwcp.cli.calls import control_plane
+
+    env = current()
+    with control_plane(env, env.layout(state)) as manager:
+        view = manager.ask(api.NodeView, api.drain(node, undo=undo))
+    left = len(view.allocation.placed)
+    text = f"{node} takes work again" if undo else f"{node} gets no new work; {left} placed there go on"
+    output.show(view, as_json=as_json, text=text)
