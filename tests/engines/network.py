@@ -78,6 +78,7 @@ class Node:
     installs: list[int] = field(default_factory=list)
     verified: int = 0
     up: bool = True
+    saves: bool = True  # snapshots become durable
 
     def root(self, index: int) -> bytes:
         kept = [entry for entry in self.history if entry[0] <= index]
@@ -209,14 +210,14 @@ class Network:
         known = self.decisions.setdefault(commit.index, (commit.time_ms, digests))
         assert known == (commit.time_ms, digests), f"replicas disagree at {commit.index}"
         if node.history and digests:
-            assert commit.time_ms > node.history[-1][1]
+            assert commit.time_ms > node.history[-1][1], (node.me, commit.index, node.history[-3:])
         node.applied = commit.index
         node.history.append((commit.index, commit.time_ms, digests))
         at_checkpoint = commit.index % self.params.checkpoint_interval == 0
         root = node.root(commit.index) if at_checkpoint else None
         self.feed(node.me, machine.Applied(commit.index, root))
-        if root is not None:
-            node.snapshot = (commit.index, list(node.history))
+        if root is not None and node.saves:
+            node.snapshot = (commit.index, [e for e in node.history if e[0] <= commit.index])
             self.feed(node.me, machine.Snapshotted(commit.index, root))
 
     def _install(self, node: Node, index: int, sources: tuple[int, ...]) -> None:

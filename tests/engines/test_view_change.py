@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from tests.engines.network import Network, payload
 
 from dwcp.consensus.core.machine import Submitted
 from dwcp.consensus.engines.probft.messages import NULL_DIGEST, Kind, Message, NewView
 from dwcp.consensus.engines.probft.params import Params
-from tests.engines.network import Network, payload
 
 
 @pytest.mark.parametrize("n", [4, 5, 7])

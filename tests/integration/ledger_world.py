@@ -21,7 +21,7 @@ from dwcp.runtime.clock import SystemClock
 from dwcp.runtime.layout import Layout
 from dwcp.runtime.world import default_world
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
+SOURCE = Path(keys.__file__).resolve().parents[2]
 
 
 def free_net() -> str:

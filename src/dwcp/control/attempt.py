@@ -66,11 +66,12 @@ class Exit:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What is true on this machine about one attempt. Every field survives a crash of the agent
-    except `ship_failed` and `publish_failed`, which are found again by trying again."""
+    except the `_failed` sentences, which are found again by trying again."""
 
     recorded: bool = False
     shipped: bool = False
     ship_failed: str = ""  # a sentence, only once trying again cannot help
+    start_failed: str = ""
     launched: bool = False  # the start marker exists
     abandoned: bool = False  # ... and it is a tombstone: the command never started, and never will
     alive: bool = False  # shim or command still hold the attempt's lock
@@ -156,23 +157,39 @@ def _never_started(facts: Facts, state: State, reason: str) -> Decision:
 
 
 def _running(remote: WorkloadState, facts: Facts, lease: LeaseView, retry: Retry) -> Decision:
+    if not facts.recorded and facts.alive:
+        return Decision(Action.STOP, cause=Cause.SUPERSEDED)
     if not facts.recorded:
         # The record precedes the commit; it is gone, and with it the proof of what was started.
         return _fate_unknown(remote, retry, "the agent lost its record of this attempt")
-    if facts.abandoned:
-        state = State.CANCELLED if remote.cancel else State.PENDING
-        return Decision(Action.COMMIT_END, state, reason="given up before it started")
+    if facts.abandoned or _refused_entry(facts):
+        return _given_up(remote, facts)
     if not facts.launched:
-        return _not_launched(remote, lease)
+        return _not_launched(remote, facts, lease)
     if facts.alive:
         return _alive(remote, lease)
-    if lease.due and not lease.lapsed and facts.exit is not None and not facts.published:
+    if lease.due and facts.exit is not None and not facts.published:
         return Decision(Action.RENEW)  # capturing an output may outlast a lease
     return _ended(remote, facts, retry)
 
 
-def _not_launched(remote: WorkloadState, lease: LeaseView) -> Decision:
+def _refused_entry(facts: Facts) -> bool:
+    """The shim found the lease lapsed, or a stop asked for, before it started the command."""
+    found = facts.exit
+    return found is not None and found.cause is not None and not found.entered and not facts.alive
+
+
+def _given_up(remote: WorkloadState, facts: Facts) -> Decision:
+    """The command provably never started, so another attempt is safe whatever the job says."""
     if remote.cancel:
+        return Decision(Action.COMMIT_END, State.CANCELLED, reason="cancelled before it started")
+    if facts.start_failed:
+        return Decision(Action.COMMIT_END, State.FAILED, reason=facts.start_failed)
+    return Decision(Action.COMMIT_END, State.PENDING, reason="given up before it started")
+
+
+def _not_launched(remote: WorkloadState, facts: Facts, lease: LeaseView) -> Decision:
+    if remote.cancel or facts.start_failed:
         return Decision(Action.ABANDON)
     if lease.due or lease.lapsed:
         return Decision(Action.RENEW)  # never start on a lease that is nearly over

@@ -212,6 +212,11 @@ class AttemptDirectory:
             raise AttemptDamaged(f"{self.file('started')}: {exc}") from exc
         return found if isinstance(found, dict) else {}
 
+    @property
+    def is_launched(self) -> bool:
+        """Whether the start marker is taken, by a shim or as a tombstone."""
+        return self.file("started").exists()
+
     def shim(self) -> ShimIdentity | None:
         """Who took the start marker, if it was a shim."""
         marker = self._marker()
@@ -281,7 +286,7 @@ class AttemptDirectory:
         self.path.rename(doomed)
         shutil.rmtree(doomed)
 
-    def facts(self, *, ship_failed: str = "", publish_failed: str = "") -> Facts:
+    def facts(self, *, ship_failed: str = "", start_failed: str = "", publish_failed: str = "") -> Facts:
         """Everything `decide` needs. `alive` is read before `exit`, so no recorded end is missed."""
         marker = self._marker()
         alive = self.is_alive
@@ -289,6 +294,7 @@ class AttemptDirectory:
             recorded=self.is_prepared,
             shipped=self.file("shipped").exists(),
             ship_failed=ship_failed,
+            start_failed=start_failed,
             launched=marker is not None,
             abandoned=marker is not None and "abandoned" in marker,
             alive=alive and marker is not None,

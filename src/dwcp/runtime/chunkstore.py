@@ -237,6 +237,13 @@ class ChunkStore:
             if not kept.owners:
                 self._drop(root, kept.manifest)
 
+    def release_owner(self, owner: str) -> None:
+        """The owner needs nothing any longer."""
+        with self._lock:
+            roots = [root for root, kept in self._kept.items() if owner in kept.owners]
+            for root in roots:
+                self.release(root, owner=owner)
+
     def sweep(self) -> int:
         """Removes chunks that no manifest names and no transfer holds; returns the bytes freed."""
         with self._lock, _sentences(self.directory):

@@ -51,6 +51,7 @@ POINTS: Mapping[str, str] = {
     "agent.done.after_commit": "the end is committed, nothing cleaned up",
     "shim.exec.before": "the start is recorded, the command does not run",
     "shim.exec.after": "the command has been started",
+    "shim.command": "the command runs; `kill` hits the command and not its shim",
     "shim.exit.before_record": "the command has ended, nothing says so",
     "shim.exit.after_record": "the exit status is durable",
     "node.journal.before_write": "a group is about to be written to the journal",

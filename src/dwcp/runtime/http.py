@@ -198,15 +198,17 @@ async def serve(  # noqa: PLR0913  # a composition root passes its parts by name
     tls: tuple[str, int, TlsFiles] | None = None,
     tokens: TokenBook | None = None,
     streams: tuple[str, ...] = (),
+    pure: tuple[str, ...] = (),
     drain_ms: int = 5000,
     started: asyncio.Event | None = None,
 ) -> None:
     """Serves until `stop` is set, then lets open requests end for up to `drain_ms`.
 
-    `streams` are path prefixes whose bodies their routes read and limit themselves.
+    `streams` are path prefixes whose bodies their routes read and limit themselves; `pure` are paths
+    where a POST only computes an answer, so that it needs no token.
     Raises `AddressTaken` before anything is served.
     """
-    gate = Gate(app, telemetry=telemetry, tokens=tokens, streams=streams)
+    gate = Gate(app, telemetry=telemetry, tokens=tokens, streams=streams, pure=pure)
     sockets: list[tuple[socket.socket, ssl.SSLContext | None]] = []
     try:
         if plain is not None:
@@ -255,12 +257,19 @@ class Gate:
     """Authenticates, authorises, limits and measures each request before the app sees it."""
 
     def __init__(
-        self, app: FastAPI, *, telemetry: Telemetry, tokens: TokenBook | None, streams: tuple[str, ...] = ()
+        self,
+        app: FastAPI,
+        *,
+        telemetry: Telemetry,
+        tokens: TokenBook | None,
+        streams: tuple[str, ...] = (),
+        pure: tuple[str, ...] = (),
     ) -> None:
         self._app = app
         self._telemetry = telemetry
         self._tokens = tokens
         self._streams = streams
+        self._pure = frozenset(pure)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -303,7 +312,8 @@ class Gate:
     def _refuse(self, scope: Scope, caller: Principal | None) -> Response | None:
         if caller is None:
             return self._rejected("bad_token", 401, "this token is unknown or revoked: see `dwcp token list`")
-        if scope["method"] not in _SAFE_METHODS and not caller.may(Role.OPERATOR):
+        safe = scope["method"] in _SAFE_METHODS or (scope["method"] == "POST" and scope["path"] in self._pure)
+        if not safe and not caller.may(Role.OPERATOR):
             if caller.kind == "anonymous":
                 detail = "a change of state needs `Authorization: Bearer TOKEN` of an operator"
                 return self._rejected("no_token", 401, detail)

@@ -187,6 +187,13 @@ class Platform:
             return await asyncio.gather(*(_ask(http, plan, states.get(plan.name)) for plan in plans))
 
 
+def services_of(platform: Platform) -> tuple[ServicePlan, ...]:
+    """Every service of an installation that exists. Raises `NotRunning`."""
+    if not installation.exists(platform.layout):
+        raise NotRunning(f"there is no installation in {platform.layout.root}: make one with `dwcp up`")
+    return services(installation.open_world(platform.layout), platform.layout)
+
+
 async def _is_ready(http: httpx.AsyncClient, plan: ServicePlan) -> bool:
     try:
         return (await http.get(base_url(plan) + "/ready")).status_code == 200

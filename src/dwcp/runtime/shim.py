@@ -120,7 +120,7 @@ def lock(directory: Path) -> int | None:
 class Failpoints:
     """The same file protocol as `runtime.failpoints`, which cannot be imported here: once per directory."""
 
-    armed: frozenset[str] = frozenset()
+    armed: dict[str, str] = field(default_factory=dict)  # name → kill or pause:MS
     directory: Path = Path()
 
     def fires(self, name: str) -> bool:
@@ -137,7 +137,10 @@ class Failpoints:
         return True
 
     def __call__(self, name: str) -> None:
-        if self.fires(name):
+        action = self.armed.get(name, "")
+        if action.startswith("pause:"):
+            time.sleep(int(action.removeprefix("pause:")) / 1000)
+        elif self.fires(name):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -505,9 +508,9 @@ def _daemon(directory: Path, answer: int, failpoint: Failpoints) -> None:
 def main(argv: list[str]) -> int:
     """Fork the part that stays and tell the caller what became of it."""
     directory = Path(argv[0]).resolve()
-    names = [argv[i + 1].removesuffix("=kill") for i, word in enumerate(argv) if word == "--failpoint"]
+    specs = [argv[i + 1].partition("=") for i, word in enumerate(argv) if word == "--failpoint"]
     marks = [argv[i + 1] for i, word in enumerate(argv) if word == "--failpoint-directory"]
-    failpoint = Failpoints(frozenset(names), Path(marks[0]) if marks else Path())
+    failpoint = Failpoints({name: action for name, _, action in specs}, Path(marks[0]) if marks else Path())
     read, write = os.pipe()
     if os.fork() == 0:
         os.close(read)

@@ -259,7 +259,9 @@ class Supervisor:
     # ------------------------------------------------------------------ calls
 
     def _ask_to_stop(self) -> None:
+        """Stops all services at once; by itself the supervisor would stop one after the other."""
         try:
+            self._call("stopAllProcesses", False)
             self._call("shutdown")
         except RuntimeFault:
             own = self._own()

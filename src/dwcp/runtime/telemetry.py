@@ -106,7 +106,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("dwcp_chunk_store_bytes", Kind.GAUGE, "Bytes held by the chunk store."),
     # agent
-    Metric("dwcp_agent_attempts", Kind.GAUGE, "Attempts held here by state.", ("state",)),
+    Metric("dwcp_agent_attempts_open", Kind.GAUGE, "Attempts that this agent works on now."),
     Metric("dwcp_agent_attempts_total", Kind.COUNTER, "Attempts ended here by outcome.", ("outcome",)),
     Metric("dwcp_agent_lease_renewals_total", Kind.COUNTER, "Lease renewals by result.", ("result",)),
     Metric("dwcp_agent_work_stopped_total", Kind.COUNTER, "Commands stopped before their end.", ("reason",)),

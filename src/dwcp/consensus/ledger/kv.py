@@ -139,7 +139,7 @@ class Store:
         """Every kept version of a key, oldest first; not to be changed."""
         return self._table.get(key)
 
-    def keys(self) -> Iterator[bytes]:
+    def ordered_keys(self) -> Iterator[bytes]:
         """Every key that has a kept version, ascending."""
         return iter(self._index)
 

@@ -413,7 +413,7 @@ class Ledger:
         self._history = head.history_digest
         self._shelf = Shelf()
         self._key_buckets = self._new_key_buckets(contents.key_buckets)
-        self._key_buckets.update(self._store.keys())
+        self._key_buckets.update(self._store.ordered_keys())
         self._session_buckets = self._new_session_buckets()
         self._session_buckets.update(self._sessions.keys())
         self._clients_part = (-1, b"")
@@ -426,7 +426,7 @@ class Ledger:
         if count == self._key_buckets.count:
             self._key_buckets.update(store.touched)
         else:
-            self._key_buckets.spread(count, store.keys())
+            self._key_buckets.spread(count, store.ordered_keys())
         store.touched.clear()
         self._session_buckets.update(sessions.touched)
         sessions.touched.clear()

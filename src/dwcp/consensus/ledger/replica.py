@@ -115,6 +115,8 @@ class Replica:
 
     def start(self, *, now_ms: int, journal: Sequence[bytes]) -> list[Output]:
         """Recover from the journal; the ledger already stands at its newest snapshot."""
+        if self._ledger.index:
+            self._offer(self._ledger.snapshot())  # peers may need it before the next checkpoint
         effects = self._machine.start(now_ms=now_ms, journal=journal, applied=self._ledger.index)
         return self._carry(effects, now_ms)
 
@@ -356,11 +358,15 @@ class Replica:
     def _checkpoint(self) -> list[Output]:
         """Offer the new checkpoint to peers and save it: the journal is cut only below a saved one."""
         snapshot = self._ledger.snapshot()
+        self._offer(snapshot)
+        self._save_next = snapshot
+        return self._save_waiting()
+
+    def _offer(self, snapshot: Snapshot) -> None:
+        """Let peers fetch it; an older one is forgotten."""
         self._offered[snapshot.root] = snapshot
         while len(self._offered) > SNAPSHOTS_OFFERED:
             del self._offered[next(iter(self._offered))]
-        self._save_next = snapshot
-        return self._save_waiting()
 
     def _save_waiting(self) -> list[Output]:
         """Start the waiting save, if none is under way."""
@@ -387,7 +393,7 @@ class Replica:
         self._installing = True
         self._save_next = None
         self._saving = snapshot
-        self._offered[snapshot.root] = snapshot
+        self._offer(snapshot)
         return [
             CancelTimer(_TRANSFER_TIMER),
             SaveSnapshot(snapshot.index, snapshot.root, snapshot.parts),

@@ -9,6 +9,7 @@ the host's to bound: it closes the connection, and the client resumes.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from dwcp.consensus.ledger.ledger import Change, Compacted, Ledger
 from dwcp.consensus.ledger.messages import (
@@ -23,10 +24,15 @@ from dwcp.consensus.ledger.messages import (
 Frame = ReplicaFrame
 Out = list[tuple[int, Frame]]  # connection, frame
 
-WATCHES_MAX = 64  # per connection
-REPLAY_BYTES_MAX = 4 * 1024 * 1024  # history that opening one watch sends at most
-REPLAY_REVISIONS_MAX = 4096  # revisions that opening one watch looks at most
-EVENTS_BYTES_MAX = 1024 * 1024  # of one frame, unless one event alone is larger
+
+@dataclass(frozen=True, slots=True)
+class WatchLimits:
+    """Bounds of one replica's watches."""
+
+    watches_max: int = 64  # per connection
+    replay_bytes_max: int = 4 * 1024 * 1024  # history that opening one watch sends at most
+    replay_revisions_max: int = 4096  # revisions that opening one watch looks at most
+    frame_bytes_max: int = 1024 * 1024  # events of one frame, unless one alone is larger
 
 
 class _Cursor:
@@ -45,10 +51,11 @@ class _Cursor:
 class Watches:
     """The watches of every connection to this replica."""
 
-    __slots__ = ("_by_prefix", "_connections", "_ledger", "_lengths", "_sent")
+    __slots__ = ("_by_prefix", "_connections", "_ledger", "_lengths", "_limits", "_sent")
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, limits: WatchLimits | None = None) -> None:
         self._ledger = ledger
+        self._limits = limits or WatchLimits()
         self._sent = ledger.revision  # every watch is at least here, or starts in the future
         self._connections: dict[int, dict[int, _Cursor]] = {}
         self._by_prefix: dict[bytes, list[_Cursor]] = {}
@@ -65,8 +72,8 @@ class Watches:
         if registered is None or not registered.reads(prefix):
             detail = f"no grant to read {prefix!r}"
             return [WatchClosed(number, "permission_denied", detail, request.from_revision)]
-        if len(self._connections.get(connection, ())) >= WATCHES_MAX:
-            detail = f"a connection has at most {WATCHES_MAX} watches"
+        if len(self._connections.get(connection, ())) >= self._limits.watches_max:
+            detail = f"a connection has at most {self._limits.watches_max} watches"
             return [WatchClosed(number, "too_many", detail, request.from_revision)]
         cursor = _Cursor(connection, number, prefix, client)
         cursor.sent = (request.from_revision or self._ledger.revision + 1) - 1
@@ -129,14 +136,14 @@ class Watches:
 
     def _replay(self, cursor: _Cursor, frames: list[Frame]) -> bool:
         """Send kept history after `cursor.sent`; False where the bound cut it."""
-        room = REPLAY_BYTES_MAX
-        upto = min(self._ledger.revision, cursor.sent + REPLAY_REVISIONS_MAX)
+        room = self._limits.replay_bytes_max
+        upto = min(self._ledger.revision, cursor.sent + self._limits.replay_revisions_max)
         for change in self._ledger.changes(cursor.sent, upto):
             events = [event for event in change.events if event.key.startswith(cursor.prefix)]
             room -= sum(map(_size, events))
             if room < 0 and frames:
                 return False
-            frames.extend(_frames(cursor, change.revision, events))
+            frames.extend(self._frames(cursor.number, change.revision, events))
             cursor.sent = change.revision
         return cursor.sent == self._ledger.revision
 
@@ -156,8 +163,28 @@ class Watches:
                 out.append((cursor.connection, closed))
                 self.close(cursor.connection, cursor.number)
                 continue
-            out.extend((cursor.connection, frame) for frame in _frames(cursor, change.revision, events))
+            out.extend(
+                (cursor.connection, frame) for frame in self._frames(cursor.number, change.revision, events)
+            )
             cursor.sent = change.revision
+
+    def _frames(self, number: int, revision: int, events: Iterable[WatchEvent]) -> list[Frame]:
+        """One revision's events, cut into frames; only the last is `complete`."""
+        pieces: list[list[WatchEvent]] = [[]]
+        size = 0
+        for event in events:
+            if pieces[-1] and size + _size(event) > self._limits.frame_bytes_max:
+                pieces.append([])
+                size = 0
+            pieces[-1].append(event)
+            size += _size(event)
+        if not pieces[0]:
+            return []
+        last = len(pieces) - 1
+        return [
+            WatchEvents(number, revision, tuple(piece), position == last)
+            for position, piece in enumerate(pieces)
+        ]
 
     def _close_all(self, code: str, detail: str, before: int, out: Out) -> None:
         for own in list(self._connections.values()):
@@ -169,22 +196,3 @@ class Watches:
 
 def _size(event: WatchEvent) -> int:
     return len(event.key) + len(event.value or b"") + 16
-
-
-def _frames(cursor: _Cursor, revision: int, events: Iterable[WatchEvent]) -> list[Frame]:
-    """One revision's events, cut into frames; only the last is `complete`."""
-    pieces: list[list[WatchEvent]] = [[]]
-    size = 0
-    for event in events:
-        if pieces[-1] and size + _size(event) > EVENTS_BYTES_MAX:
-            pieces.append([])
-            size = 0
-        pieces[-1].append(event)
-        size += _size(event)
-    if not pieces[0]:
-        return []
-    last = len(pieces) - 1
-    return [
-        WatchEvents(cursor.number, revision, tuple(piece), position == last)
-        for position, piece in enumerate(pieces)
-    ]

@@ -237,7 +237,7 @@ class BackwardsReplica(Replica):
         if self._installing:
             return []
         self._installing, self._save_next, self._saving = True, None, snapshot
-        return [SaveSnapshot(snapshot.index, snapshot.root, snapshot.parts)]
+        return [SaveSnapshot(snapshot.index, snapshot.root, snapshot.parts, 0)]
 
 
 BUGS: dict[str, Bug] = {

@@ -116,12 +116,13 @@ class Cluster:
             signer=signer,
             voting=voting,
             outbox=self._parts.outbox(),
+            snapshots=node.snapshots,
         )
 
     def _ledger(self, world: World, node: Node) -> Ledger:
         ledger = self._parts.ledger(self.genesis)
         if node.snapshots:
-            newest = max(node.snapshots, key=lambda each: each.index)
+            newest = node.snapshots[-1]
             ledger.install(newest.parts, newest.root)
         if node.honest:
             ledger.watch(world, node.place)

@@ -13,11 +13,11 @@ from random import Random
 from typing import Protocol
 
 from dwcp.consensus.core.logformat import Journal
+from dwcp.consensus.ledger.ledger import Snapshot
 from dwcp.consensus.ledger.outputs import Output
 from dwcp.consensus.sim.disks import SimDisk
 
 CRASH_POINTS = ("before_write", "after_write", "in_sync", "after_sync", "in_release")
-SNAPSHOTS_KEPT = 2
 
 
 class HostStatus(Protocol):
@@ -47,13 +47,6 @@ class Host(Protocol):
     def status(self) -> HostStatus: ...
 
 
-@dataclass(frozen=True, slots=True)
-class SavedSnapshot:
-    index: int
-    root: bytes
-    parts: tuple[bytes, ...]
-
-
 Distort = Callable[[tuple[int, ...], bytes], list[tuple[tuple[int, ...], bytes]]]
 
 
@@ -74,14 +67,14 @@ class Node:
     distort: Distort | None = None
     host: Host | None = None
     journal: Journal | None = None
-    snapshots: list[SavedSnapshot] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)
     incarnation: int = 0
     timers: dict[str, int] = field(default_factory=dict)
     skew_us: int = 0
     paused_until: int = 0
     sync_us: int = 500
     old_disk: dict[str, bytes] | None = None
-    old_snapshots: list[SavedSnapshot] = field(default_factory=list)
+    old_snapshots: list[Snapshot] = field(default_factory=list)
     connections: dict[int, int] = field(default_factory=dict)  # connection: client
 
     @property
@@ -97,8 +90,10 @@ class Node:
         self.connections.clear()
         self.paused_until = 0
 
-    def save(self, snapshot: SavedSnapshot) -> None:
-        self.snapshots = [*self.snapshots[-(SNAPSHOTS_KEPT - 1) :], snapshot]
+    def save(self, snapshot: Snapshot, *, keep_from: int) -> None:
+        """Newest last; older ones stay from `keep_from` on."""
+        kept = [each for each in self.snapshots if keep_from <= each.index != snapshot.index]
+        self.snapshots = sorted([*kept, snapshot], key=lambda each: each.index)
 
     def remember(self) -> None:
         """Keep an image of the disk that a rollback may bring back."""

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from dwcp.consensus.core.errors import CoreError, DiskFailed
 from dwcp.consensus.core.logformat import Identity, Journal
+from dwcp.consensus.ledger.ledger import Snapshot
 from dwcp.consensus.ledger.outputs import (
     Accused,
     CancelTimer,
@@ -39,7 +40,7 @@ from dwcp.consensus.sim.checkers import (
 )
 from dwcp.consensus.sim.coverage import Coverage
 from dwcp.consensus.sim.disks import PowerLost, SimDisk
-from dwcp.consensus.sim.node import CRASH_POINTS, Distort, Host, Node, SavedSnapshot
+from dwcp.consensus.sim.node import CRASH_POINTS, Distort, Host, Node
 from dwcp.consensus.sim.scenario import Liar, Scenario
 from dwcp.consensus.sim.weather import Weather
 
@@ -531,23 +532,24 @@ class World:
         self._step(node, lambda now_ms: host.rotated(now_ms=now_ms))
 
     def _save_snapshot(self, node: Node, output: SaveSnapshot) -> bool:
-        snapshot = SavedSnapshot(output.index, output.state_root, output.parts)
-        self.schedule(2 * self._sync_delay(node), self._saved, node, node.incarnation, snapshot)
+        delay = 2 * self._sync_delay(node)
+        self.schedule(delay, self._saved, node, node.incarnation, output)
         return True
 
-    def _saved(self, node: Node, incarnation: int, snapshot: SavedSnapshot) -> None:
+    def _saved(self, node: Node, incarnation: int, output: SaveSnapshot) -> None:
         host = node.host
         if host is None or node.incarnation != incarnation:
             return
+        snapshot = Snapshot(output.index, output.state_root, output.parts)
         if self._may_crash(node):
             after = node.rng.random() < 0.5
             if after:
-                node.save(snapshot)
+                node.save(snapshot, keep_from=output.keep_from)
             self.crash(node, "after_snapshot" if after else "before_snapshot")
             return
-        node.save(snapshot)
+        node.save(snapshot, keep_from=output.keep_from)
         self.coverage.snapshots += 1
-        self._step(node, lambda now_ms: host.snapshot_durable(snapshot.index, now_ms=now_ms))
+        self._step(node, lambda now_ms: host.snapshot_durable(output.index, now_ms=now_ms))
 
     def _sync_delay(self, node: Node) -> int:
         late = node.rng.random()

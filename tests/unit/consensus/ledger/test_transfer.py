@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from tests.unit.consensus.ledger.worlds import ledger_with
+
 from dwcp.consensus.crypto import codec
 from dwcp.consensus.ledger.checkpoint import part_digest, state_root
 from dwcp.consensus.ledger.ledger import Ledger, Snapshot
 from dwcp.consensus.ledger.outputs import ToPeers
 from dwcp.consensus.ledger.transfer import Part, PartsAnswer, SnapshotTransfer
-from tests.unit.consensus.ledger.worlds import ledger_with
 
 
 def body_of(frame: ToPeers) -> bytes:

@@ -162,6 +162,8 @@ class Agreement:
         if seen is not None:
             if seen != body.digest:
                 self._suspect_leader(index, (seen, signature), (body.digest, message.signature))
+            elif slot is not None and slot.digest is not None:
+                self._say_votes(slot, (message.sender,))
             return
         if self._plausible(body):
             self._check_proposal(Proposal(message, body, self._own_copies(wire.unpack(body.batch))))
@@ -524,10 +526,14 @@ class Agreement:
         if self._standing.leading and not slot.certified and content is not None:
             body = Propose(slot.index, view, slot.digest, wire.pack(content))
             self._voice.broadcast(self._voice.frame(Kind.PROPOSE, body, slot.leader_signature))
+        self._say_votes(slot, self._committee.others)
+
+    def _say_votes(self, slot: Slot, to: tuple[int, ...]) -> None:
+        """The own votes of this view again; the leader that repeats its proposal has lost them."""
         if slot.my_prepare:
-            self._voice.broadcast(self._vote_frame(Kind.PREPARE, slot, slot.my_prepare))
+            self._voice.send(to, self._vote_frame(Kind.PREPARE, slot, slot.my_prepare))
         if slot.my_commit:
-            self._voice.broadcast(self._vote_frame(Kind.COMMIT, slot, slot.my_commit))
+            self._voice.send(to, self._vote_frame(Kind.COMMIT, slot, slot.my_commit))
 
     # ------------------------------------------------------------ liars
 

@@ -26,6 +26,7 @@ from dwcp.consensus.engines.probft.messages import (
     Propose,
 )
 from dwcp.consensus.engines.probft.params import (
+    ASK_BURST,
     ASK_GAP_MS,
     CATCH_UP_BYTES,
     CATCH_UP_SLOTS,
@@ -64,7 +65,7 @@ class CatchUp:
 
     __slots__ = (
         "_agreement",
-        "_asked_ms",
+        "_allowance",
         "_committee",
         "_delivery",
         "_heavy_ms",
@@ -104,7 +105,7 @@ class CatchUp:
         self._voice = voice
         self._heights = [0] * committee.n
         self._heavy_ms: dict[int, int] = {}
-        self._asked_ms: dict[int, int] = {}
+        self._allowance: dict[int, tuple[int, int]] = {}
         self._inquiry = Inquiry()
         self._last_decided = -1
         self._turn = committee.me
@@ -188,9 +189,8 @@ class CatchUp:
 
     def on_ask(self, sender: int, body: Ask, *, now_ms: int) -> None:
         """Send decisions from a slot on, or the certificate that replaces them; close with a beacon."""
-        if 0 <= now_ms - self._asked_ms.get(sender, -ASK_GAP_MS) < ASK_GAP_MS:
+        if not self._affords(sender, now_ms):
             return
-        self._asked_ms[sender] = now_ms
         if body.slot <= self._log.base or (body.slot <= self._window.low and self._lacks(body.slot)):
             self._send_stable(sender)
             return
@@ -204,6 +204,13 @@ class CatchUp:
             self._voice.send((sender,), self._decided_frame(slot, slot.decision, content))
         if sent or body.slot <= self._log.decided:
             self._voice.send((sender,), self.beacon_frame())
+
+    def _affords(self, sender: int, now_ms: int) -> bool:
+        """A bucket of `ASK_BURST` answers per peer, refilled by one every `ASK_GAP_MS`."""
+        left, since_ms = self._allowance.get(sender, (ASK_BURST, now_ms))
+        left = min(ASK_BURST, left + max(0, now_ms - since_ms) // ASK_GAP_MS)
+        self._allowance[sender] = (max(0, left - 1), now_ms)
+        return left > 0
 
     def _lacks(self, index: int) -> bool:
         slot = self._log.get(index)

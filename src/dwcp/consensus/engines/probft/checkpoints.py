@@ -249,4 +249,5 @@ class Checkpoints:
         for slot in self._log.drop_up_to(floor):
             for content in slot.contents.values():
                 self._pool.forget(slot.index, content.payloads)
-        self._voice.effects.append(Truncate(floor + 1))
+        if self._voice.speaks:  # a learner keeps no journal
+            self._voice.effects.append(Truncate(floor + 1))

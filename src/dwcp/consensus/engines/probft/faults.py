@@ -44,12 +44,12 @@ class Faults:
         )
 
     def on_equivocation(self, body: Equivocation) -> Conflict | None:
-        """Evidence from a peer, worth verifying; None where it is malformed, old or known."""
+        """Evidence from a peer, worth verifying; None where it is malformed, far ahead or known."""
         try:
             conflict = evidence.decode(body.proof)
         except MalformedFrame:
             return None
-        near = self._standing.current <= conflict.view <= self._standing.current + VIEWS_AHEAD_MAX
+        near = 1 <= conflict.view <= self._standing.current + VIEWS_AHEAD_MAX
         sensible = (
             conflict.kind == Kind.PROPOSE
             and conflict.epoch == self._voice.epoch

@@ -1,0 +1,36 @@
+"""`dwcp doctor`: what this machine has, what is missing, and the line that supplies it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dwcp.cli import output
+from dwcp.cli.environment import current
+from dwcp.runtime.errors import Exit
+
+_CODES = {"ok": Exit.OK, "warn": Exit.FINDINGS, "crit": Exit.FAILED, "unknown": Exit.UNKNOWN}
+
+
+def doctor(
+    state: Annotated[Path | None, typer.Option("--state", help="state folder; else $DWCP_STATE")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
+) -> int:
+    """Check this machine and this installation: programs, limits, disk, keys, clocks.
+
+    Exit code 0: all well; 1: something is worse than it could be; 2: it will not work; 3: unknown.
+
+    Example: dwcp doctor --json
+    """
+    from dwcp.runtime.diagnosis import examine, worst_of
+
+    env = current()
+    findings = examine(env.layout(state), env.variables, now_ms=env.clock.now_ms())
+    verdict = worst_of(findings)
+    rows = [(finding.verdict, finding.what, finding.detail, finding.remedy) for finding in findings]
+    table = output.Table(("", "what", "found", "what to do"), rows)
+    answer = {"verdict": verdict, "findings": findings}
+    output.show(answer, as_json=as_json, text=verdict.upper(), table=table)
+    return _CODES[verdict]

@@ -1,0 +1,1 @@
+"""The agent of one worker machine: ships payloads, runs commands in sandboxes, publishes outputs."""

@@ -1,0 +1,94 @@
+"""One party of a transfer as a process of its own: `source` serves a store, `target` pulls into one.
+
+Started by `test_shipping.py` with one JSON argument; prints one JSON line per fact.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from dwcp.runtime import failpoints
+from dwcp.runtime.chunkstore import ChunkStore
+from dwcp.runtime.config import TlsFiles
+from dwcp.runtime.http import Health, application, client, serve
+from dwcp.runtime.packflow import FixedChooser, Pacer
+from dwcp.runtime.payload_routes import STREAM_PATHS, routes
+from dwcp.runtime.shipping import Patience, Progress, Source, pull
+from dwcp.runtime.telemetry import Telemetry
+
+
+class Plan(msgspec.Struct, forbid_unknown_fields=True):
+    """What the test wants of this process."""
+
+    role: str
+    folder: Path
+    tls: dict[str, Path]
+    host: str
+    port: int
+    root: str = ""
+    sources: dict[str, str] = {}
+    rate_bps: float | None = None
+    failpoints: list[str] = []
+
+
+def say(**facts: object) -> None:
+    sys.stdout.write(json.dumps(facts) + "\n")
+    sys.stdout.flush()
+
+
+async def source(plan: Plan, tls: TlsFiles) -> None:
+    telemetry = Telemetry("source", version="0")
+    app = application(Health("source", version="0"), telemetry)
+    store = ChunkStore.open(plan.folder)
+    app.include_router(
+        routes(store, chooser=FixedChooser("zstd-1"), uplink=Pacer(plan.rate_bps), telemetry=telemetry)
+    )
+    started = asyncio.Event()
+    serving = asyncio.create_task(
+        serve(
+            app,
+            stop=asyncio.Event(),
+            telemetry=telemetry,
+            tls=(plan.host, plan.port, tls),
+            streams=STREAM_PATHS,
+            started=started,
+        )
+    )
+    await asyncio.wait([serving, asyncio.create_task(started.wait())], return_when=asyncio.FIRST_COMPLETED)
+    say(ready=True)
+    await serving
+
+
+async def target(plan: Plan, tls: TlsFiles) -> None:
+    store = ChunkStore.open(plan.folder)
+    last: list[Progress] = []
+    async with client(tls) as http:
+        await pull(
+            bytes.fromhex(plan.root),
+            [Source(name, url) for name, url in plan.sources.items()],
+            store=store,
+            owner="w-1",
+            client=http,
+            pacer=Pacer(plan.rate_bps),
+            tell=last.append,
+            patience=Patience(failures=200, first_pause_s=0.05, longest_pause_s=0.1, stall_s=2.0),
+        )
+    wire = last[-1].wire_bytes if last else 0
+    say(complete=store.complete(bytes.fromhex(plan.root)), wire_bytes=wire)
+
+
+def main() -> None:
+    plan = msgspec.json.decode(sys.argv[1], type=Plan, dec_hook=lambda _, text: Path(text))
+    failpoints.arm(plan.failpoints, plan.folder, testing=True)
+    tls = TlsFiles(**plan.tls)
+    uvloop.run((source if plan.role == "source" else target)(plan, tls))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,300 @@
+"""Transfers between real processes over mutual TLS: killed at every point, cut, slow, and spoken to by strangers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from dwcp.compression import manifest as m
+from dwcp.compression.errors import PayloadChanged
+from dwcp.runtime.chunkstore import ChunkStore
+from dwcp.runtime.clock import SystemClock
+from dwcp.runtime.config import TlsFiles
+from dwcp.runtime.failpoints import POINTS
+from dwcp.runtime.http import client
+from dwcp.runtime.keys import Authority, create_authority, issue
+from dwcp.runtime.payloads import Handed, upload
+from dwcp.runtime.shipping import download
+from dwcp.runtime.trees import capture, materialise, read_tree
+
+pytestmark = pytest.mark.process
+NET = f"127.{100 + os.getpid() % 100}.{os.getpid() // 100 % 250}"
+PORT = 7070
+PARTY = Path(__file__).with_name("ship_party.py")
+ALWAYS = {"ship.source.after_pack", "ship.target.after_chunk", "ship.target.before_complete"}
+
+
+def _points(prefix: str) -> list[Any]:
+    """Every point below the prefix; those outside `ALWAYS` belong to the full matrix."""
+    names = sorted(name for name in POINTS if name.startswith(prefix))
+    return [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.accept) for name in names]
+
+
+class Site:
+    """Certificates and parties of one test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        now_ms = SystemClock().now_ms()
+        self.authority: Authority = create_authority(folder / "ca", name="test", now_ms=now_ms)
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def tls(self, name: str, host: str) -> TlsFiles:
+        folder = self.folder / "keys" / name
+        if not folder.exists():
+            issue(self.authority, folder, name=name, hosts=(host,), now_ms=SystemClock().now_ms())
+        return TlsFiles(
+            certificate=folder / "tls.crt", key=folder / "tls.key", authority=self.folder / "ca" / "ca.crt"
+        )
+
+    def start(self, role: str, name: str, number: int, **more: Any) -> subprocess.Popen[bytes]:
+        """Source or target as a process; a source is returned when it listens."""
+        host = f"{NET}.{number}"
+        files = self.tls(name, host)
+        plan = {
+            "role": role,
+            "folder": str(self.folder / name),
+            "tls": {key: str(getattr(files, key)) for key in ("certificate", "key", "authority")},
+            "host": host,
+            "port": PORT,
+            **more,
+        }
+        command = [sys.executable, str(PARTY), json.dumps(plan)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": "src"})
+        self._running.append(process)
+        if role == "source":
+            assert process.stdout is not None
+            assert json.loads(process.stdout.readline()) == {"ready": True}
+        return process
+
+    def stop(self) -> None:
+        for process in self._running:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    made = Site(tmp_path)
+    yield made
+    made.stop()
+
+
+def _payload(folder: Path, size: int = 4 << 20) -> Path:
+    source = random.Random(5)
+    folder.mkdir()
+    (folder / "noise").write_bytes(source.randbytes(size))
+    for n in range(50):
+        (folder / f"text{n}").write_bytes(b"%d words words words\n" % n * source.randrange(1, 3000))
+    return folder
+
+
+def _held(site: Site, name: str) -> str:
+    """A payload in the source's store; returns its root."""
+    _payload(site.folder / "payload")
+    return m.root(capture(site.folder / "payload", ChunkStore.open(site.folder / name), owner="w-1")).hex()
+
+
+def _url(number: int) -> str:
+    return f"https://{NET}.{number}:{PORT}"
+
+
+def _result(process: subprocess.Popen[bytes], seconds: float = 60) -> dict[str, Any]:
+    out, _ = process.communicate(timeout=seconds)
+    assert process.returncode == 0
+    result: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return result
+
+
+def _verify(site: Site, root: str, name: str = "target") -> None:
+    """The target's store gives back the very files."""
+    store = ChunkStore.open(site.folder / name)
+    assert store.problems == ()
+    materialise(store.manifest(bytes.fromhex(root)), store, site.folder / "back")
+    for path in (site.folder / "payload").iterdir():
+        assert (site.folder / "back" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("point", _points("ship.source."))
+def test_a_source_killed_at_each_point_delivers_after_its_restart(site: Site, point: str) -> None:
+    """SIGKILL at the point; the target waits, the restarted source goes on, the payload is whole."""
+    root = _held(site, "source")
+    source = site.start("source", "source", 1, failpoints=[f"{point}=kill"])
+    target = site.start("target", "target", 2, root=root, sources={"oslo": _url(1)})
+    assert source.wait(timeout=30) == -signal.SIGKILL
+    site.start("source", "source", 1, failpoints=[f"{point}=kill"])
+
+    assert _result(target)["complete"]
+    _verify(site, root)
+
+
+@pytest.mark.parametrize("point", _points("ship.target."))
+def test_a_target_killed_at_each_point_completes_after_its_restart(site: Site, point: str) -> None:
+    """SIGKILL at the point; the same pull again completes and never trusts a torn chunk."""
+    root = _held(site, "source")
+    site.start("source", "source", 1)
+    plan = {"root": root, "sources": {"oslo": _url(1)}, "failpoints": [f"{point}=kill"]}
+    assert site.start("target", "target", 2, **plan).wait(timeout=30) == -signal.SIGKILL
+
+    assert _result(site.start("target", "target", 2, **plan))["complete"]
+    _verify(site, root)
+
+
+def test_after_a_kill_only_the_rest_travels(site: Site) -> None:
+    """Killed when three quarters are here: the second run moves less than half of the bytes."""
+    root = _held(site, "source")
+    site.start("source", "source", 1, rate_bps=20e6)
+    plan = {"root": root, "sources": {"oslo": _url(1)}}
+    target = site.start("target", "target", 2, **plan)
+    chunks = site.folder / "target" / "default" / "chunks"
+    until = time.monotonic() + 30
+    while sum(1 for _ in chunks.glob("*/*")) < 60:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    target.kill()
+
+    result = _result(site.start("target", "target", 2, **plan))
+
+    assert result["complete"]
+    assert result["wire_bytes"] < 2_500_000
+    _verify(site, root)
+
+
+def test_a_stopped_source_is_left_for_another(site: Site) -> None:
+    """SIGSTOP in the middle of a stream: after the stall the other source delivers the rest."""
+    root = _held(site, "source")
+    _held_copy(site)
+    slow = site.start("source", "source", 1, rate_bps=4e6)
+    site.start("source", "copy", 3)
+    sources = {"oslo": _url(1), "copy": _url(3)}
+    target = site.start("target", "target", 2, root=root, sources=sources)
+    time.sleep(1.5)
+    slow.send_signal(signal.SIGSTOP)
+    try:
+        assert _result(target)["complete"]
+    finally:
+        slow.send_signal(signal.SIGCONT)
+    _verify(site, root)
+
+
+def _held_copy(site: Site) -> None:
+    capture(site.folder / "payload", ChunkStore.open(site.folder / "copy"), owner="w-1")
+
+
+def test_the_uplink_is_paced(site: Site) -> None:
+    """4 MiB of noise over 16 Mbit/s take at least 2 seconds, and not twice as long as they must."""
+    root = _held(site, "source")
+    site.start("source", "source", 1, rate_bps=16e6)
+    started = time.monotonic()
+
+    result = _result(site.start("target", "target", 2, root=root, sources={"oslo": _url(1)}))
+
+    took = time.monotonic() - started
+    least = result["wire_bytes"] * 8 / 16e6 - 0.1
+    assert least < took < 2 * least + 15
+
+
+def test_a_submission_over_mutual_tls(site: Site) -> None:
+    """Upload, download, and a submission whose payload changes on the way, which commits nothing."""
+    site.start("source", "source", 1)
+    tls = site.tls("cli", f"{NET}.9")
+    payload = _payload(site.folder / "payload")
+
+    def change(handed: Handed) -> None:
+        if handed.stage == "sending" and handed.done_bytes:
+            (payload / "text9").write_bytes(b"changed meanwhile")
+
+    async def main() -> None:
+        async with client(tls) as http:
+            done = await upload(http, _url(1), read_tree(payload), workload="w-1")
+            await download(http, _url(1), bytes.fromhex(done.root), site.folder / "back")
+            (payload / "more").write_bytes(random.Random(6).randbytes(6 << 20))
+            (payload / "text9").write_bytes(b"a new text that has to travel " * 9)
+            with pytest.raises(PayloadChanged, match="'text9'"):
+                await upload(http, _url(1), read_tree(payload), workload="w-2", tell=change)
+
+    asyncio.run(main())
+
+    assert (site.folder / "back" / "noise").read_bytes() == (payload / "noise").read_bytes()
+    store = ChunkStore.open(site.folder / "source")
+    assert list(store.roots().values()) == [{"w-1"}]
+
+
+def test_strangers_get_nothing(site: Site) -> None:
+    """Junk instead of TLS, and TLS without a certificate of the installation: closed, and others are served."""
+    site.start("source", "source", 1)
+    with contextlib.closing(socket.create_connection((f"{NET}.1", PORT), timeout=5)) as stranger:
+        stranger.sendall(os.urandom(2000))
+        with contextlib.suppress(ConnectionError):
+            while stranger.recv(4096):
+                pass
+    no_certificate = ssl.create_default_context(cafile=str(site.folder / "ca" / "ca.crt"))
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{_url(1)}/v1/outputs/{'0' * 64}", verify=no_certificate, trust_env=False)
+
+    async def main() -> int:
+        async with client(site.tls("cli", f"{NET}.9")) as http:
+            return (await http.get(f"{_url(1)}/v1/outputs/{'0' * 64}")).status_code
+
+    assert asyncio.run(main()) == 404
+
+
+def test_the_compression_service_as_a_process(site: Site) -> None:
+    """Started as it is in production: answers a prediction without a token, drains on SIGTERM, exits 0."""
+    tls = site.tls("compression-api", f"{NET}.4")
+    config = {
+        "name": "compression-api",
+        "data_dir": str(site.folder / "data"),
+        "genesis": str(site.folder / "genesis.json"),
+        "tls": {key: str(getattr(tls, key)) for key in ("certificate", "key", "authority")},
+        "plain": {"host": f"{NET}.4", "port": 5000},
+        "mutual": {"host": f"{NET}.4", "port": 7443},
+    }
+    path = site.folder / "compression-api.yaml"
+    path.write_text(json.dumps(config))
+    command = [sys.executable, "-m", "dwcp.services.compression_api", "--config", str(path)]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": "src"}, stderr=subprocess.DEVNULL)
+    site._running.append(process)
+    base = f"http://{NET}.4:5000"
+    _until_ready(base)
+
+    answer = httpx.post(
+        f"{base}/api/v1/compression/predict",
+        content=b"sample",
+        headers={"Content-Type": "application/octet-stream", "X-Bandwidth-Bps": "5000000"},
+        trust_env=False,
+    )
+
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["tier"] == "table"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=15) == 0
+    assert (site.folder / "data" / "calibration.json").exists()
+
+
+def _until_ready(base: str) -> None:
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{base}/ready", trust_env=False).status_code == 200:
+                return
+        time.sleep(0.05)
+    raise AssertionError("the service did not get ready")
