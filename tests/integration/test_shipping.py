@@ -300,6 +300,7 @@ def test_the_compression_service_as_a_process(site: Site) -> None:
 
     assert answer.status_code == 200, answer.text
     assert answer.json()["tier"] == "table"
+    assert httpx.post(f"{base}/api/v1/model/info", trust_env=False).status_code == 401
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=15) == 0
     assert (site.folder / "data" / "calibration.json").exists()
