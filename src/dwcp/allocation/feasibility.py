@@ -51,7 +51,8 @@ def _closed(node: NodeState, site: str) -> tuple[Mask, ...]:
     """Reasons that no amount of free resources changes."""
     found: tuple[Mask, ...] = ()
     if node.status is not NodeStatus.READY:
-        found += (Mask(reason="status", detail=node.status.value),)
+        detail = "does not answer" if node.status is NodeStatus.DOWN else node.status.value
+        found += (Mask(reason="status", detail=detail),)
     if site and node.site != site:
         found += (Mask(reason="site", detail=f"pinned to {site}, this is {node.site}"),)
     return found

@@ -25,17 +25,7 @@ def nodes(state: State = None, as_json: Json = False) -> None:
     env = current()
     with control_plane(env, env.layout(state)) as manager:
         listed = manager.ask(api.NodeList, api.nodes()).nodes
-    columns = (
-        "node",
-        "site",
-        "status",
-        "answers",
-        "cpu (milli)",
-        "memory MiB",
-        "storage MiB",
-        "Mbit/s",
-        "work",
-    )
+    columns = ("node", "site", "status", "answers", "cpu/1000", "MiB", "disk MiB", "Mbit/s", "work")
     table = output.Table(columns, [_row(view) for view in listed])
     output.show(
         {"nodes": listed}, as_json=as_json, text="" if listed else "no nodes", table=table if listed else None
@@ -48,6 +38,5 @@ def _row(view: NodeView) -> tuple[str, ...]:
         f"{sum(getattr(entry.demand, name) for entry in placed)}/{getattr(view.node.capacity, name)}"
         for name in RESOURCES
     ]
-    reach = view.reach.value if view.reach.value != "unreachable" else f"unreachable: {view.reach_detail}"
     work = ", ".join(entry.workload for entry in placed)
-    return (view.node.name, view.node.site, view.node.status.value, reach, *amounts, work)
+    return (view.node.name, view.node.site, view.node.status.value, view.reach.value, *amounts, work)

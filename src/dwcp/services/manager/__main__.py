@@ -63,7 +63,7 @@ async def _serve(
         now_ms=process.clock.now_ms,
         lease_ms=config.lease_ms,
         unreachable=dependencies.unreachable,
-        lease_missed=dependencies.lease_missed,
+        lease_missed=lambda node: loop.lease_missed(node),
     )
     expected = {agent.name: agent.url for agent in config.agents}
     loop = Loop(

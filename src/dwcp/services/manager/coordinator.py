@@ -71,6 +71,7 @@ class Coordinator:
         self._lease_missed = lease_missed
         self._recovery = Recovery()
         self._unwitnessed: dict[str, int] = {}  # workload -> when its state became known
+        self._told: dict[str, str] = {}  # workload -> why it waits, as last told
         self._suspects: dict[tuple[str, str, int, int], int] = {}  # a possible orphan -> since when
         self.inventory = Inventory()
         self.loaded = False
@@ -241,7 +242,9 @@ class Coordinator:
 
     def _wait(self, workload: WorkloadEntry, answer: PlaceAnswer) -> None:
         self._recovery.failed(workload.id, now_ms=self._now_ms())
-        self._tell(workload.id, EventKind.WAITING, attempt=workload.state.attempt, reason=answer.reason)
+        if self._told.get(workload.id) != answer.reason:
+            self._told[workload.id] = answer.reason
+            self._tell(workload.id, EventKind.WAITING, attempt=workload.state.attempt, reason=answer.reason)
 
     def _check_clock(self, committed: Committed, *, sent_ms: int) -> None:
         """A transaction is committed between its sending and its answer, or some clock is wrong."""
@@ -419,7 +422,10 @@ class Coordinator:
                 node=after.node,
                 reason=after.reason,
             )
-            fields: dict[str, int | str] = {"reason": after.reason, "policy": after.policy}
+            fields: dict[str, int | str] = {"reason": after.reason}
+            if after.state is State.PLACED:
+                fields["policy"] = after.policy
+            self._told.pop(change.workload, None)
             if after.exit_status is not None:
                 fields["exit_status"] = after.exit_status
             self._report(change.workload, EventKind(after.state.value), after.node, after.attempt, fields)

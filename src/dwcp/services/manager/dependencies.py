@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import httpx
 
@@ -111,9 +111,9 @@ class Dependencies:
         observation = Observation(False, self._clock.monotonic_ms(), "it let a lease run out")
         self.watchlist.observed(node, observation)
 
-    async def probe(self, targets: dict[str, str]) -> None:
-        """Asks `/health` of every target (name -> url) at once."""
-        self.watchlist.keep(frozenset(targets))
+    async def probe(self, targets: Mapping[str, str], *, among: Mapping[str, str] | None = None) -> None:
+        """Asks `/health` of every target (name -> url) at once; forgets who is not `among` all there are."""
+        self.watchlist.keep(frozenset(targets if among is None else among))
         await asyncio.gather(*(self._probe(name, url) for name, url in sorted(targets.items())))
 
     async def _probe(self, name: str, url: str) -> None:

@@ -61,6 +61,12 @@ class Loop:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _read: asyncio.Event = field(default_factory=asyncio.Event)
     _read_ms: int | None = None
+    _probe_soon: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def lease_missed(self, node: str) -> None:
+        """A node that let a lease run out is asked at once whether it is still there."""
+        self.dependencies.lease_missed(node)
+        self._probe_soon.set()
 
     def wake(self) -> None:
         """Something changed: decide soon."""
@@ -131,12 +137,33 @@ class Loop:
             await asyncio.sleep(wait_ms / 1000)
 
     async def _probe(self) -> None:
+        """All every `probe_ms`; who does not answer is asked again after 1 s, 2 s, then every 4 s."""
+        recovery = Recovery()
+        full_ms = self.clock.monotonic_ms()
         while True:
-            before = self.dependencies.unreachable()
-            await self.dependencies.probe(self.targets())
-            if before - self.dependencies.unreachable():
+            self._probe_soon.clear()
+            missing, targets = self.dependencies.unreachable(), self.targets()
+            if self.clock.monotonic_ms() >= full_ms:
+                full_ms = self.clock.monotonic_ms() + self.probe_ms
+                await self.dependencies.probe(targets, among=targets)
+            else:
+                await self.dependencies.probe(
+                    {name: targets[name] for name in missing & targets.keys()}, among=targets
+                )
+            still = self.dependencies.unreachable()
+            if missing - still:
                 self.wake()  # somebody came back: waiting work may fit now
-            await asyncio.sleep(self.probe_ms / 1000)
+            await self._until_next_probe(recovery, full_ms, failing=bool(still))
+
+    async def _until_next_probe(self, recovery: Recovery, full_ms: int, *, failing: bool) -> None:
+        now_ms = self.clock.monotonic_ms()
+        wait_ms = max(0, full_ms - now_ms)
+        if failing:
+            wait_ms = min(wait_ms, recovery.failed("probe", now_ms=now_ms))
+        else:
+            recovery.forget("probe")
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._probe_soon.wait(), wait_ms / 1000)
 
     def _show(self) -> None:
         counts = dict.fromkeys(State, 0)
