@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -178,3 +179,49 @@ def test_a_kill_around_an_expiry(installation: Installation, point: str) -> None
         subprocess.run(["kill", "-CONT", str(agent["pid"])], check=True)
     assert installation.run("cancel", identity).returncode == 0
     assert installation.run("watch", identity, "--quiet").returncode == 2
+
+
+@FULL
+def test_two_managers_at_once(installation: Installation) -> None:
+    """Goal: neither overfills a node nor runs a job twice. Method: a second process, more jobs than cores."""
+    text = installation.layout.config(MANAGER).read_text()
+    text = text.replace(f"{NET}.0.11", f"{NET}.0.21").replace("run_dir:", "#run_dir:")
+    text = text.replace(str(installation.layout.data(MANAGER)), str(installation.folder / "second"))
+    config = installation.folder / "second.yaml"
+    config.write_text(text)
+    installation.arm(MANAGER)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SOURCE), *sys.path])}
+    with (installation.folder / "second.log").open("ab") as log:
+        second = subprocess.Popen(
+            [sys.executable, "-m", "dwcp.services.manager", "--config", str(config)],
+            stdout=log,
+            stderr=log,
+            env=environment,
+        )
+    try:
+        metrics = f"http://{NET}.0.21:8080/metrics"
+        installation.until(lambda: _committed_by(metrics) >= 0)
+        command = '["sh", "-c", "echo once >> out/starts; sleep 2"]'
+        job = installation.job(command=command)
+        names = [installation.answer("submit", job)["id"] for _ in range(6)]
+        for name in names:
+            assert installation.run("watch", name, "--quiet").returncode == 0
+        assert _committed_by(metrics) > 0, "the second manager had no part in it"
+    finally:
+        second.terminate()
+        assert second.wait(timeout=20) == 0
+    for name in names:
+        result = installation.folder / f"two-{name}"
+        installation.answer("output", name, str(result))
+        assert (result / "starts").read_text() == "once\n"
+
+
+def _committed_by(url: str) -> float:
+    """State changes that this manager committed, and races that it lost; -1 while it does not answer."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as got:
+            lines = got.read().decode().splitlines()
+    except OSError:
+        return -1
+    names = ("dwcp_manager_transitions_total{", "dwcp_manager_conflicts_total{")
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(names))
