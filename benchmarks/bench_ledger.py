@@ -27,11 +27,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1] / "src")]
-
 import etcd
-from servers import Servers
-
 from dwcp import __version__
 from dwcp.api import kv
 from dwcp.consensus.crypto.signatures import SigningKey
@@ -41,6 +37,7 @@ from dwcp.runtime.client import LedgerClient
 from dwcp.runtime.clock import SystemClock
 from dwcp.runtime.layout import Layout
 from dwcp.runtime.world import default_world
+from servers import Servers
 
 HERE = Path(__file__).resolve().parent
 TRIAL_SECONDS = 2.0  # for choosing the faster way into etcd

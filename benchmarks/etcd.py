@@ -26,6 +26,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
 from servers import Servers
 
 Put = Callable[[bytes, bytes], Awaitable[None]]
@@ -64,7 +65,11 @@ class EtcdCluster:
             command += ["--cert-file", tls["certificate"], "--key-file", tls["key"]]
             command += ["--peer-client-cert-auth", "--peer-trusted-ca-file", tls["authority"]]
             command += ["--peer-cert-file", tls["certificate"], "--peer-key-file", tls["key"]]
-            servers.start(f"etcd-{number}", [*command, "--log-level", "error"], {"PATH": "/usr/bin:/bin"})
+            servers.start(
+                f"etcd-{number}",
+                [*command, "--logger", "zap", "--log-level", "warn"],
+                {"PATH": "/usr/bin:/bin"},
+            )
 
     def wait_ready(self, servers: Servers, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
@@ -123,12 +128,10 @@ async def connect_clients(spec: dict[str, Any]) -> AsyncIterator[tuple[list[Put]
 
 @asynccontextmanager
 async def _connect_grpc(host: str, tls: dict[str, str]) -> AsyncIterator[Put]:
-    import grpc
+    import grpc  # only where this way in is measured
 
     credentials = grpc.ssl_channel_credentials(
-        Path(tls["authority"]).read_bytes(),
-        Path(tls["key"]).read_bytes(),
-        Path(tls["certificate"]).read_bytes(),
+        *map(_read, (tls["authority"], tls["key"], tls["certificate"]))
     )
     options = (("grpc.use_local_subchannel_pool", 1),)  # a connection for each client, not one for all
     async with grpc.aio.secure_channel(f"{host}:{CLIENT_PORT}", credentials, options=options) as channel:
@@ -139,6 +142,10 @@ async def _connect_grpc(host: str, tls: dict[str, str]) -> AsyncIterator[Put]:
             await call(_field(1, key) + _field(2, value))
 
         yield put
+
+
+def _read(path: str) -> bytes:
+    return Path(path).read_bytes()
 
 
 def _field(number: int, value: bytes) -> bytes:
@@ -220,7 +227,8 @@ def make_certificates(folder: Path, hosts: list[str]) -> dict[str, str]:
     authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     authority_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "bench authority")])
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "bench")])
-    addresses = [x509.IPAddress(ipaddress.ip_address(host)) for host in hosts]
+    # Members dial each other from 127.0.0.1, and etcd checks the caller's address too.
+    addresses = [x509.IPAddress(ipaddress.ip_address(host)) for host in (*hosts, "127.0.0.1")]
     authority = (
         _certificate(authority_name, authority_name, authority_key)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)

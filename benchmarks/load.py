@@ -81,9 +81,7 @@ async def _ledger(spec: dict[str, Any]) -> dict[str, Any]:
     genesis = genesis_file.load(Path(spec["genesis"]))
     tls = ClientTls(**{name: Path(path) for name, path in spec["tls"].items()})
     keys = [SigningKey.from_seed(bytes.fromhex(seed)) for seed in spec["seeds"]]
-    clients = []
-    for key in keys:
-        clients.append(await LedgerClient.open(genesis=genesis, key=key, tls=tls, session_path=None))
+    clients = [await LedgerClient.open(genesis=genesis, key=key, tls=tls, session_path=None) for key in keys]
 
     def put_of(client: LedgerClient) -> Put:
         async def put(key: bytes, value: bytes) -> None:

@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--target", type=Path, default=Path(__file__).parent / "payload")
     arguments = parser.parse_args()
     copied, size_bytes = build(arguments.target, mib=arguments.mib)
-    print(f"{copied} files, {size_bytes / 1_048_576:.1f} MiB in {arguments.target}")  # noqa: T201  # its answer
+    print(f"{copied} files, {size_bytes / 1_048_576:.1f} MiB in {arguments.target}")
 
 
 if __name__ == "__main__":

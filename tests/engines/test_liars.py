@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.engines.network import CHAIN, EPOCH, KeyedSigner, KeyedVerifier, Network, payload
 
 from dwcp.consensus.core import evidence, machine
 from dwcp.consensus.core.evidence import statement
@@ -13,7 +14,6 @@ from dwcp.consensus.engines.probft import messages as wire
 from dwcp.consensus.engines.probft import params as bounds
 from dwcp.consensus.engines.probft.messages import Kind, Message
 from dwcp.consensus.engines.probft.params import Params
-from tests.engines.network import CHAIN, EPOCH, KeyedSigner, KeyedVerifier, Network, payload
 
 CONTEXT = Context(wire.CONTEXT, CHAIN)
 

@@ -34,6 +34,7 @@ class Plan(msgspec.Struct, forbid_unknown_fields=True):
     root: str = ""
     sources: dict[str, str] = {}
     rate_bps: float | None = None
+    quota_bytes: int = 1 << 40
     failpoints: list[str] = []
 
 
@@ -45,7 +46,7 @@ def say(**facts: object) -> None:
 async def source(plan: Plan, tls: TlsFiles) -> None:
     telemetry = Telemetry("source", version="0")
     app = application(Health("source", version="0"), telemetry)
-    store = ChunkStore.open(plan.folder)
+    store = ChunkStore.open(plan.folder, quota_bytes=plan.quota_bytes)
     app.include_router(
         routes(store, chooser=FixedChooser("zstd-1"), uplink=Pacer(plan.rate_bps), telemetry=telemetry)
     )

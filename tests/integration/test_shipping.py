@@ -21,7 +21,7 @@ import httpx
 import pytest
 
 from dwcp.compression import manifest as m
-from dwcp.compression.errors import PayloadChanged
+from dwcp.compression.errors import PayloadChanged, TransferError
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.clock import SystemClock
 from dwcp.runtime.config import TlsFiles
@@ -238,6 +238,21 @@ def test_a_submission_over_mutual_tls(site: Site) -> None:
     assert list(store.roots().values()) == [{"w-1"}]
 
 
+def test_a_full_agent_says_so_while_the_submitter_still_sends(site: Site) -> None:
+    """40 MB for an agent that may hold 1: its sentence arrives, not a broken connection, and it is empty again."""
+    site.start("source", "source", 1, quota_bytes=1_000_000)
+    payload = _payload(site.folder / "payload", 40 << 20)
+
+    async def main() -> None:
+        async with client(site.tls("cli", f"{NET}.9")) as http:
+            with pytest.raises(TransferError, match="may hold 1000000 bytes"):
+                await upload(http, _url(1), read_tree(payload), workload="w-1")
+
+    asyncio.run(main())
+
+    assert ChunkStore.open(site.folder / "source").bytes_held == 0
+
+
 def test_strangers_get_nothing(site: Site) -> None:
     """Junk instead of TLS, and TLS without a certificate of the installation: closed, and others are served."""
     site.start("source", "source", 1)
@@ -285,6 +300,7 @@ def test_the_compression_service_as_a_process(site: Site) -> None:
 
     assert answer.status_code == 200, answer.text
     assert answer.json()["tier"] == "table"
+    assert httpx.post(f"{base}/api/v1/model/info", trust_env=False).status_code == 401
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=15) == 0
     assert (site.folder / "data" / "calibration.json").exists()

@@ -94,6 +94,7 @@ def load_command(entry: Entry) -> _click.Command:
     module = importlib.import_module(f"dwcp.cli.commands.{entry.module}")
     found = getattr(module, "app", None)
     if isinstance(found, typer.Typer):
+        found._add_completion = False  # `dwcp` itself has it; a group's own would shadow it
         return typer.main.get_command(found)
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
     single.command(entry.name)(getattr(module, entry.name))
@@ -136,9 +137,7 @@ def _version(wanted: bool) -> None:
 
 def group() -> _click.Command:
     """The whole command line as one command."""
-    app = typer.Typer(
-        cls=Commands, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True
-    )
+    app = typer.Typer(cls=Commands, rich_markup_mode=None, pretty_exceptions_enable=False)
 
     @app.callback()
     def root(
@@ -153,6 +152,9 @@ def group() -> _click.Command:
 
 def main(arguments: Sequence[str], environment: Environment) -> int:
     """Runs one command line; never raises for anything a user can cause."""
+    if not arguments:
+        environment.err.write(overview())
+        return Exit.USAGE
     with using(environment):
         try:
             result = group().main(list(arguments), prog_name="dwcp", standalone_mode=False)

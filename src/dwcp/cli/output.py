@@ -55,7 +55,8 @@ def console(env: Environment | None = None, *, err: bool = False) -> Console:
 
     env = env or current()
     stream = env.err if err else env.out
-    return Console(file=stream, no_color=not env.colors, highlight=False, soft_wrap=not stream.isatty())
+    width = None if stream.isatty() else 200  # a file or a pipe has no width of its own
+    return Console(file=stream, no_color=not env.colors, highlight=False, width=width)
 
 
 @contextmanager

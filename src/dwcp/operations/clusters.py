@@ -6,23 +6,13 @@ too little is known is unknown.
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 import msgspec
+
+from dwcp.api.health import Verdict, worst
 
 CONTROL = "control"
 SERVICES = "services"
 CLUSTERS = (CONTROL, SERVICES)
-
-
-class Verdict(StrEnum):
-    OK = "ok"
-    WARN = "warn"
-    CRIT = "crit"
-    UNKNOWN = "unknown"
-
-
-_WORST_FIRST = (Verdict.CRIT, Verdict.UNKNOWN, Verdict.WARN, Verdict.OK)
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -82,12 +72,7 @@ def judge(probes: tuple[Probe, ...], *, lag_warn: int) -> list[ClusterHealth]:
 
 def overall(clusters: list[ClusterHealth]) -> Verdict:
     """The worst of all."""
-    return worst(tuple(cluster.verdict for cluster in clusters))
-
-
-def worst(verdicts: tuple[Verdict, ...]) -> Verdict:
-    """The one to act on first; nothing at all is unknown."""
-    return min(verdicts, key=_WORST_FIRST.index, default=Verdict.UNKNOWN)
+    return worst(cluster.verdict for cluster in clusters)
 
 
 def _control(probes: tuple[Probe, ...], lag_warn: int) -> ClusterHealth:
@@ -165,5 +150,5 @@ def _services(probes: tuple[Probe, ...]) -> ClusterHealth:
         for probe in probes
     )
     bad = [member.name for member in members if member.verdict is not Verdict.OK]
-    verdict = worst(tuple(member.verdict for member in members))
+    verdict = worst(member.verdict for member in members)
     return ClusterHealth(SERVICES, verdict, f"look at {', '.join(bad)}" if bad else "all well", members)

@@ -232,7 +232,10 @@ class LedgerClient:
         return self._connected()
 
     def _check_size(self, operation: kv.Operation) -> None:
-        size, bound = len(codec.encode(operation)), self._genesis.params.request_bytes_max
+        bound = self._genesis.params.request_bytes_max
+        if isinstance(operation, kv.Put) and len(operation.key) + len(operation.value) < bound // 2:
+            return  # the common case, without encoding it twice
+        size = len(codec.encode(operation))
         if size > bound:
             raise Refused("too_large", f"the operation has {size} bytes, at most {bound} are taken")
 
@@ -345,17 +348,19 @@ class LedgerClient:
 
     def _received(self, replica: int, frames: list[bytes]) -> None:
         now_ms = self._now_ms()
+        moved = False
         try:
             for frame in frames:
                 for outcome in self._session.receive(replica, frame, now_ms=now_ms):
                     if isinstance(outcome, Completed):
+                        moved = True
                         self._complete(outcome)
                     else:
                         self._event(outcome)
         except MalformedFrame:
             self._links[replica].drop()
-        if self._session.outstanding:
-            self._want_flush()
+        if moved and self._session.outstanding:
+            self._want_flush()  # the session's window may have moved
 
     def _complete(self, completed: Completed) -> None:
         failed = completed.result if isinstance(completed.result, kv.Failed) else None

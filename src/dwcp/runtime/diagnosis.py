@@ -13,11 +13,11 @@ from pathlib import Path
 
 import msgspec
 
+from dwcp.api.health import Verdict, worst
 from dwcp.consensus.core.errors import CoreError
 from dwcp.runtime import installation, keys
 from dwcp.runtime.config import Environment
 from dwcp.runtime.errors import RuntimeFault
-from dwcp.runtime.http import Verdict, worst
 from dwcp.runtime.layout import Layout
 
 FREE_MIB_MIN, FREE_MIB_WELL = 512, 4096

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
+from dwcp.consensus.ledger.ledger import Snapshot
 from dwcp.consensus.ledger.outputs import (
     Accused,
     CancelTimer,
@@ -28,7 +29,7 @@ from dwcp.consensus.ledger.outputs import (
 from dwcp.runtime.clock import Clock
 from dwcp.runtime.disk import DiskThread
 from dwcp.runtime.failpoints import failpoint
-from dwcp.runtime.storage import GroupLog, SavedSnapshot, SnapshotStore
+from dwcp.runtime.storage import GroupLog, SnapshotStore
 
 INBOX_BYTES_MAX = 64 * 1024 * 1024  # above it peers' frames are dropped; they retransmit
 
@@ -38,7 +39,7 @@ class Host(Protocol):
 
     def start(self, *, now_ms: int, journal: Sequence[bytes]) -> list[Output]: ...
     def peer_frame(self, sender: int, frame: bytes, *, now_ms: int) -> list[Output]: ...
-    def client_frame(self, connection: int, frame: bytes, *, now_ms: int) -> list[Output]: ...
+    def client_frames(self, frames: Iterable[tuple[int, bytes]], *, now_ms: int) -> list[Output]: ...
     def client_closed(self, connection: int) -> None: ...
     def timer(self, name: str, *, now_ms: int) -> list[Output]: ...
     def durable(self, sequence: int, *, now_ms: int) -> list[Output]: ...
@@ -82,7 +83,8 @@ class Driver:
         self._observer = observer
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[Callable[[int], list[Output]]] = deque()
-        self._frame_bytes = 0  # bytes of the frames in the inbox
+        self._requests: list[tuple[int, bytes]] = []  # clients' frames, carried together
+        self._frame_bytes = 0  # bytes of the frames that wait
         self._scheduled = False
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._disk = DiskThread("journal", failed=self._fail)
@@ -110,6 +112,7 @@ class Driver:
             Accused: lambda output: self._observer.accused(output.culprit, output.kind, output.proof),
         }
         self._put(lambda now_ms: self._replica.start(now_ms=now_ms, journal=records))
+        self._turn()
 
     async def close(self) -> None:
         """Timers end, what the disks were asked for is finished, nothing else is performed."""
@@ -129,20 +132,26 @@ class Driver:
         if self._frame_bytes > INBOX_BYTES_MAX:
             self.dropped_frames += len(frames)
             return
-        replica = self._replica
         for frame in frames:
-            self._put_frame(replica.peer_frame, peer, frame)
+            self._put_frame(peer, frame)
 
     def client_frames(self, connection: int, frames: list[bytes]) -> None:
         """What a client sent. Over the bound the connection is closed: its client tries again."""
         if self._frame_bytes > INBOX_BYTES_MAX:
             self._clients.shut(connection)
             return
-        replica = self._replica
         for frame in frames:
-            self._put_frame(replica.client_frame, connection, frame)
+            self._requests.append((connection, frame))
+            self._frame_bytes += len(frame)
+        self._schedule()
 
     def client_gone(self, connection: int) -> None:
+        """The connection has ended; what it sent before is not carried any more."""
+        dropped = sum(len(frame) for source, frame in self._requests if source == connection)
+        if dropped:
+            self._frame_bytes -= dropped
+            self._requests = [request for request in self._requests if request[0] != connection]
+
         def gone(now_ms: int) -> list[Output]:
             del now_ms
             self._replica.client_closed(connection)
@@ -150,18 +159,20 @@ class Driver:
 
         self._put(gone)
 
-    def _put_frame(self, take: Callable[..., list[Output]], source: int, frame: bytes) -> None:
-        size = len(frame)
-        self._frame_bytes += size
+    def _put_frame(self, peer: int, frame: bytes) -> None:
+        self._frame_bytes += len(frame)
 
         def carry(now_ms: int) -> list[Output]:
-            self._frame_bytes -= size
-            return take(source, frame, now_ms=now_ms)
+            self._frame_bytes -= len(frame)
+            return self._replica.peer_frame(peer, frame, now_ms=now_ms)
 
         self._put(carry)
 
     def _put(self, action: Callable[[int], list[Output]]) -> None:
         self._inbox.append(action)
+        self._schedule()
+
+    def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._turn)
@@ -176,6 +187,9 @@ class Driver:
         try:
             now_ms = self._clock.now_ms()
             inbox, acts = self._inbox, self._acts
+            if self._requests:
+                # Before the votes: what a vote lets this replica propose then holds these requests too.
+                inbox.appendleft(self._carry_requests())
             while inbox:
                 for output in inbox.popleft()(now_ms):
                     acts[type(output)](output)
@@ -183,6 +197,11 @@ class Driver:
             self._clients.flush()
         except Exception as exc:  # noqa: BLE001  whatever it is, this replica may not go on
             self._fail(exc)
+
+    def _carry_requests(self) -> Callable[[int], list[Output]]:
+        requests, self._requests = self._requests, []
+        self._frame_bytes -= sum(len(frame) for _, frame in requests)
+        return lambda now_ms: self._replica.client_frames(requests, now_ms=now_ms)
 
     def _fail(self, exc: Exception) -> None:
         self._closed = True
@@ -223,9 +242,9 @@ class Driver:
         )
 
     def _save(self, output: SaveSnapshot) -> None:
-        snapshot = SavedSnapshot(output.index, output.state_root, output.parts)
+        snapshot = Snapshot(output.index, output.state_root, output.parts)
         self._snapshot_disk.submit(
-            lambda: self._snapshots.save(snapshot),
+            lambda: self._snapshots.save(snapshot, keep_from=output.keep_from),
             lambda: self._put(lambda now_ms: self._replica.snapshot_durable(snapshot.index, now_ms=now_ms)),
         )
 

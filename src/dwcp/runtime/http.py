@@ -12,7 +12,6 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 import httpx
@@ -24,6 +23,8 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from dwcp.api.health import Verdict as Verdict
+from dwcp.api.health import worst
 from dwcp.runtime.clock import Clock, SystemClock
 from dwcp.runtime.config import TlsFiles
 from dwcp.runtime.errors import AddressTaken
@@ -43,23 +44,6 @@ CONNECTIONS_MAX = 512
 BODY_BYTES_MAX = 2_097_152
 _TOO_LARGE = f"a request body may have {BODY_BYTES_MAX} bytes"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-
-
-class Verdict(StrEnum):
-    """What a check found; a check that could not be made is `unknown`, never `ok`."""
-
-    OK = "ok"
-    WARN = "warn"
-    CRIT = "crit"
-    UNKNOWN = "unknown"
-
-
-_WORST_FIRST = (Verdict.CRIT, Verdict.UNKNOWN, Verdict.WARN, Verdict.OK)
-
-
-def worst(verdicts: list[Verdict]) -> Verdict:
-    """The one to act on first; nothing checked is `unknown`."""
-    return min(verdicts, key=_WORST_FIRST.index, default=Verdict.UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +79,7 @@ class Health:
 
     def report(self) -> dict[str, Any]:
         checks = {name: check() for name, (check, _) in self._checks.items()}
-        verdict = worst([check.verdict for check in checks.values()]) if checks else Verdict.OK
+        verdict = worst(check.verdict for check in checks.values()) if checks else Verdict.OK
         return {
             "service": self.service,
             "version": self.version,

@@ -12,10 +12,11 @@ from pathlib import Path
 import httpx
 import msgspec
 
+from dwcp.api.health import Verdict, worst
 from dwcp.runtime import installation
 from dwcp.runtime.clock import Clock
 from dwcp.runtime.errors import Contradiction, NotRunning, RuntimeFault
-from dwcp.runtime.http import Verdict, client, worst
+from dwcp.runtime.http import client
 from dwcp.runtime.layout import Layout
 from dwcp.runtime.leftovers import stop_attempts
 from dwcp.runtime.supervision import ServiceState, Supervisor, exclusive

@@ -19,10 +19,11 @@ from typing import Protocol
 
 from dwcp.consensus.core.errors import CoreError, LogCorrupt
 from dwcp.consensus.core.logformat import NONCE_SIZE, Identity, Journal, NoJournal
+from dwcp.consensus.ledger.ledger import Snapshot
 from dwcp.runtime.disk import RealDisk
 from dwcp.runtime.failpoints import failpoint
 
-SNAPSHOTS_KEPT = 2
+SNAPSHOTS_KEPT = 2  # at least: an older one stands in for a damaged one
 _MAGIC = b"DWCPSNAP"
 _VERSION = 1
 _HEAD = struct.Struct(">8sH32sQ32sI")
@@ -58,15 +59,6 @@ class Forgetful:
 
     def rewrite(self, records: Sequence[bytes]) -> None:
         del records
-
-
-@dataclass(frozen=True, slots=True)
-class SavedSnapshot:
-    """A snapshot as it was saved."""
-
-    index: int
-    state_root: bytes
-    parts: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +115,14 @@ def open_storage(
 
 
 class SnapshotStore:
-    """The newest `SNAPSHOTS_KEPT` snapshots, each whole or absent. Used by one thread at a time."""
+    """The newest snapshots, each whole or absent. Used by one thread at a time."""
 
     def __init__(self, disk: RealDisk, *, chain_id: bytes) -> None:
         self._disk = disk
         self._chain_id = chain_id
 
-    def save(self, snapshot: SavedSnapshot) -> None:
-        """Durable when this returns. Raises `DiskFailed`."""
+    def save(self, snapshot: Snapshot, *, keep_from: int) -> None:
+        """Durable when this returns; older ones below `keep_from` go. Raises `DiskFailed`."""
         disk = self._disk
         failpoint("node.snapshot.before_write")
         disk.create(_TEMPORARY)
@@ -143,14 +135,15 @@ class SnapshotStore:
         disk.release(_name(snapshot.index))
         failpoint("node.snapshot.after_rename")
         for index in self.indexes()[:-SNAPSHOTS_KEPT]:
-            disk.remove(_name(index))
+            if index < keep_from:
+                disk.remove(_name(index))
 
     def indexes(self) -> list[int]:
         """Positions of the saved snapshots, oldest first."""
         names = [name.removeprefix(_PREFIX) for name in self._disk.list() if name.startswith(_PREFIX)]
         return sorted(int(name) for name in names if name.isdigit())
 
-    def load(self, index: int) -> SavedSnapshot:
+    def load(self, index: int) -> Snapshot:
         """Raises `SnapshotDamaged`, `DiskFailed`."""
         return _decode(self._disk.read(_name(index)), _name(index), self._chain_id)
 
@@ -162,9 +155,9 @@ def _name(index: int) -> str:
     return f"{_PREFIX}{index:016d}"
 
 
-def _encode(snapshot: SavedSnapshot, chain_id: bytes) -> list[bytes]:
+def _encode(snapshot: Snapshot, chain_id: bytes) -> list[bytes]:
     """The file in pieces of about a mebibyte."""
-    head = _HEAD.pack(_MAGIC, _VERSION, chain_id, snapshot.index, snapshot.state_root, len(snapshot.parts))
+    head = _HEAD.pack(_MAGIC, _VERSION, chain_id, snapshot.index, snapshot.root, len(snapshot.parts))
     pieces, waiting, size = [], [head, _CRC.pack(zlib.crc32(head))], 0
     for part in snapshot.parts:
         waiting += (_PART.pack(len(part), zlib.crc32(part)), part)
@@ -176,7 +169,7 @@ def _encode(snapshot: SavedSnapshot, chain_id: bytes) -> list[bytes]:
     return pieces
 
 
-def _decode(data: bytes, name: str, chain_id: bytes) -> SavedSnapshot:
+def _decode(data: bytes, name: str, chain_id: bytes) -> Snapshot:
     body = _HEAD.size + _CRC.size
     if len(data) < body or _CRC.unpack_from(data, _HEAD.size)[0] != zlib.crc32(data[: _HEAD.size]):
         raise SnapshotDamaged(f"{name}: its header is damaged")
@@ -196,4 +189,4 @@ def _decode(data: bytes, name: str, chain_id: bytes) -> SavedSnapshot:
             raise SnapshotDamaged(f"{name}: part {number} of {count} is damaged")
         parts.append(part)
         body += length
-    return SavedSnapshot(index, root, tuple(parts))
+    return Snapshot(index, root, tuple(parts))

@@ -22,7 +22,7 @@ from dwcp.consensus.engines.probft.params import Params as EngineParams
 from dwcp.consensus.ledger import genesis as genesis_file
 from dwcp.consensus.ledger.checkpoint import SnapshotInvalid
 from dwcp.consensus.ledger.genesis import Genesis
-from dwcp.consensus.ledger.ledger import Executed, Ledger
+from dwcp.consensus.ledger.ledger import Executed, Ledger, Snapshot
 from dwcp.consensus.ledger.operations import PayloadChecker
 from dwcp.consensus.ledger.port import ClientPort as LedgerPort
 from dwcp.consensus.ledger.replica import Limits, Replica
@@ -101,21 +101,30 @@ def check_identity(config: ConsensusConfig, genesis: Genesis, key: SigningKey) -
         raise Contradiction(f"{config.tls.authority}: is not the authority that {where} names: restore it")
 
 
-def restore(ledger: Ledger, storage: Opened, process: Process) -> None:
-    """Bring the ledger to the newest snapshot that is whole; older ones stand in for damaged ones."""
+def restore(ledger: Ledger, storage: Opened, process: Process) -> tuple[Snapshot, ...]:
+    """Bring the ledger to the newest snapshot that is whole; all whole ones, oldest first, for peers."""
+    whole: list[Snapshot] = []
     for index in reversed(storage.snapshots.indexes()):
         try:
-            saved = storage.snapshots.load(index)
-            ledger.install(saved.parts, saved.state_root)
+            snapshot = storage.snapshots.load(index)
+            if not whole:
+                ledger.install(snapshot.parts, snapshot.root)
         except (SnapshotDamaged, SnapshotInvalid) as exc:
             process.log.error("snapshot.damaged", index=index, error=str(exc))
             continue
         process.log.info("snapshot.restored", index=index)
-        return
+        whole.insert(0, snapshot)
+    return tuple(whole)
 
 
 def build_replica(
-    config: ConsensusConfig, genesis: Genesis, key: SigningKey, ledger: Ledger, *, voting: bool
+    config: ConsensusConfig,
+    genesis: Genesis,
+    key: SigningKey,
+    ledger: Ledger,
+    *,
+    voting: bool,
+    snapshots: tuple[Snapshot, ...] = (),
 ) -> Replica:
     """The whole replica, without any I/O."""
     chain_id, params = genesis.chain_id, genesis.params
@@ -148,6 +157,7 @@ def build_replica(
         signer=key,
         voting=voting,
         limits=Limits(pending_bytes_max=config.pending_bytes_max),
+        snapshots=snapshots,
     )
 
 
@@ -157,8 +167,9 @@ async def _run(
     ledger = NodeLedger(genesis)
     observer = NodeObserver(process.log, process.telemetry)
     ledger.watch_executions(observer.executed)
-    restore(ledger, storage, process)
-    replica = build_replica(config, genesis, key, ledger, voting=not storage.learner)
+    snapshots = restore(ledger, storage, process)
+    voting = not storage.learner
+    replica = build_replica(config, genesis, key, ledger, voting=voting, snapshots=snapshots)
     driver = Driver(
         replica=replica,
         journal=storage.journal,

@@ -11,7 +11,7 @@ import brotli
 import lz4.block
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dwcp.compression import codecs
@@ -34,6 +34,7 @@ def test_wire_numbers_and_names_never_change() -> None:
 
 
 @ALL
+@settings(deadline=None)
 @given(raw=st.binary(max_size=4000), repeat=st.integers(1, 30))
 def test_round_trip(codec: codecs.Codec, raw: bytes, repeat: int) -> None:
     """Any bytes, repeated so that they compress, come back equal."""
@@ -131,6 +132,7 @@ def test_trailing_bytes_and_cuts_are_refused(codec: codecs.Codec) -> None:
 
 
 @ALL
+@settings(deadline=None)
 @given(junk=st.binary(max_size=300), size=st.integers(0, 1 << 16))
 def test_junk_never_ends_in_a_foreign_error(codec: codecs.Codec, junk: bytes, size: int) -> None:
     """Arbitrary bytes give a result of the declared size or `BlockInvalid`, nothing else."""

@@ -101,6 +101,14 @@ def test_swapped_repeated_and_dropped_blocks_are_found() -> None:
             _read(head + b"".join(frames) + end)
 
 
+def test_a_block_out_of_place_is_refused_at_once() -> None:
+    """Not only at the end: what came so far may be in use by then."""
+    writer, (_, b) = _frames()
+
+    with pytest.raises(ContainerInvalid, match="block 1 arrived where block 0 was due"):
+        list(Reader(raw_bytes_max=LIMIT).feed(writer.header.encode() + b))
+
+
 def test_a_block_of_another_stream_is_found() -> None:
     """Same index, same content rules, other stream: refused at its header."""
     writer, (_, b) = _frames()

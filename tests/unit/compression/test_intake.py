@@ -69,6 +69,7 @@ def test_other_uploads_are_named() -> None:
         intake.PreludeReader(Limits()).feed(intake.MAGIC + b"\x09" + bytes(4))
 
 
+@settings(deadline=None)
 @given(chosen=st.lists(st.booleans(), max_size=70))
 def test_bitmaps(chosen: list[bool]) -> None:
     """There and back; another length or set padding is refused."""

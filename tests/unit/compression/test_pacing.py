@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dwcp.compression.pacing import MBIT, Bucket
 
 
+@settings(deadline=None)
 @given(
     rate=st.floats(1e4, 1e9),
     steps=st.lists(st.tuples(st.integers(0, 1 << 18), st.floats(0, 2)), min_size=1, max_size=40),

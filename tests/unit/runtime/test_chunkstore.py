@@ -174,6 +174,32 @@ def test_the_quota_makes_room_from_leftovers_only(tmp_path: Path) -> None:
             store.put(address(b"x" * 25), b"x" * 25)
 
 
+def test_a_release_leaves_what_a_transfer_holds(tmp_path: Path) -> None:
+    """A payload is released while another one with the same chunk is on its way: the chunk stays for it."""
+    store = ChunkStore.open(tmp_path)
+    root = _keep(store, b"shared")
+    with store.hold([address(b"shared")]):
+        store.release(root, owner="w-1")
+
+        assert store.has(address(b"shared"))
+        second = store.commit(_payload(b"shared"), owner="w-2")
+    assert store.sweep() == 0
+    assert store.complete(second)
+
+
+def test_an_owner_may_leave_everything_at_once(tmp_path: Path) -> None:
+    """A workload's payload and outputs go together; what others own stays."""
+    store = ChunkStore.open(tmp_path)
+    _keep(store, b"payload")
+    _keep(store, b"output")
+    other = _keep(store, b"other", owner="w-2")
+
+    store.release_owner("w-1")
+
+    assert store.roots() == {other: frozenset({"w-2"})}
+    assert store.bytes_held == 5
+
+
 def test_the_reserve_of_the_disk_is_kept(tmp_path: Path) -> None:
     """A store stops before the disk is full, because journals need it too."""
     store = ChunkStore.open(tmp_path, reserve_bytes=1 << 60)

@@ -15,7 +15,7 @@ from dwcp.compression.errors import ChunkMissing, PayloadChanged, PayloadRefused
 from dwcp.compression.manifest import Kind, Limits
 from dwcp.runtime import trees
 from dwcp.runtime.chunkstore import ChunkStore
-from dwcp.runtime.trees import capture, index, materialise, read_file, read_tree
+from dwcp.runtime.trees import capture, index, materialise, read_at, read_file, read_tree
 
 
 def _sample(directory: Path) -> Path:
@@ -228,6 +228,18 @@ def test_a_folder_swapped_for_a_link_is_not_followed(tmp_path: Path) -> None:
 
     with pytest.raises(PayloadChanged):
         list(read_file(tree, next(node for node in tree.nodes if node.path == "d/secret")))
+
+
+def test_a_second_look_at_a_replaced_file_is_refused(tmp_path: Path) -> None:
+    """A stretch is read only from the very file that was walked, whatever the new one holds."""
+    (tmp_path / "f").write_bytes(b"same bytes")
+    tree = read_tree(tmp_path)
+    (tmp_path / "new").write_bytes(b"same bytes")
+    assert read_at(tree, tree.nodes[0], 5, 5) == b"bytes"
+    (tmp_path / "new").rename(tmp_path / "f")
+
+    with pytest.raises(PayloadChanged, match="'f'"):
+        read_at(tree, tree.nodes[0], 5, 5)
 
 
 def test_a_target_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:

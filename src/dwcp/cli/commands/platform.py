@@ -113,7 +113,7 @@ def status(state: State = None, as_json: Json = False) -> int:
         if found.running
         else f"UNKNOWN  {found.state}: nothing runs"
     )
-    output.show(found, as_json=as_json, text=text, table=_table(found))
+    output.show(found, as_json=as_json, text=text, table=_table(found) if found.running else None)
     if not found.running:
         return Exit.UNKNOWN
     return Exit.OK if found.ready and found.verdict == "ok" else Exit.FINDINGS

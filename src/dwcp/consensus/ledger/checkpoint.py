@@ -1,15 +1,17 @@
 """Checkpoints: the state as parts under one root, of which only the changed ones are encoded anew.
 
 Keys and sessions are spread over buckets by hash. A bucket's encoding is a
-part; parts[0] is the manifest: version, bucket counts, the head, and every
-bucket's digest. The state root is the digest of the manifest, so whoever holds
-a certified root can check the manifest, and by it every other part.
+part, or several where it is large, so that every part fits a frame; parts[0]
+is the manifest: version, bucket counts, the head, and every other part's
+digest. The state root is the digest of the manifest, so whoever holds a
+certified root can check the manifest, and by it every other part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Generic, TypeVar
 
 from blake3 import blake3
@@ -27,8 +29,8 @@ BUCKETS_MIN = 1024  # for keys
 SESSION_BUCKETS = 256
 ITEMS_PER_BUCKET = 16  # more on average double the number of buckets, so that a part stays small
 BYTES_PER_BUCKET = 262_144
-BUCKETS_MAX = 2**22
-PART_BYTES_MAX = 2**30
+BUCKETS_MAX = 2**17  # beyond, buckets grow instead: the manifest, too, must fit a frame
+PART_BYTES_MAX = 1_048_576
 _BUCKET = b"dwcp/v1/bucket\0"
 
 T = TypeVar("T")
@@ -51,12 +53,16 @@ class Head(Record, frozen=True):
 
 
 class Manifest(Record, frozen=True):
-    """`digests` are the digests of parts 1…, 32 bytes each: clients, key buckets, session buckets."""
+    """`digests` are the digests of parts 1…, 32 bytes each: clients, key buckets, session buckets.
+
+    `cuts` are (number, parts), ascending, of those of them that take more than one part.
+    """
 
     version: int
     head: Head
     key_buckets: int
     session_buckets: int
+    cuts: tuple[tuple[int, int], ...]
     digests: bytes
 
 
@@ -113,11 +119,12 @@ def open_parts(parts: Sequence[bytes], root: bytes) -> Contents:
     for position, (part, expected) in enumerate(zip(parts[1:], digests, strict=True), start=1):
         if part_digest(part) != expected:
             raise SnapshotInvalid(f"part {position} does not match the manifest")
-    first_session = 2 + manifest.key_buckets
+    whole = _joined(parts, dict(manifest.cuts))
+    first_session = 1 + manifest.key_buckets
     try:
-        keys = [item for part in parts[2:first_session] for item in _KEYS.decode(part)]
-        sessions = [record for part in parts[first_session:] for record in SESSIONS.decode(part)]
-        clients = CLIENTS.decode(parts[1])
+        clients = CLIENTS.decode(whole[0])
+        keys = [item for data in whole[1:first_session] for item in _KEYS.decode(data)]
+        sessions = [record for data in whole[first_session:] for record in SESSIONS.decode(data)]
     except MalformedFrame as exc:
         raise SnapshotInvalid(f"a part cannot be decoded: {exc}") from exc
     return Contents(manifest.head, manifest.key_buckets, clients, tuple(keys), tuple(sessions))
@@ -132,22 +139,54 @@ def _manifest(data: bytes, root: bytes) -> Manifest:
         raise SnapshotInvalid(f"the manifest cannot be decoded: {exc}") from exc
     if manifest.version != VERSION:
         raise SnapshotInvalid(f"this program reads snapshot version {VERSION}, not {manifest.version}")
-    buckets = manifest.key_buckets + manifest.session_buckets
-    if not BUCKETS_MIN <= manifest.key_buckets <= BUCKETS_MAX or len(manifest.digests) != SIZE * (
-        buckets + 1
-    ):
+    if not _consistent(manifest):
         raise SnapshotInvalid("the manifest contradicts itself")
     return manifest
+
+
+def _consistent(manifest: Manifest) -> bool:
+    count = manifest.key_buckets
+    if not BUCKETS_MIN <= count <= BUCKETS_MAX or count & (count - 1):
+        return False
+    entries = 1 + count + SESSION_BUCKETS
+    parts = entries + sum(pieces - 1 for _, pieces in manifest.cuts)
+    return (
+        manifest.session_buckets == SESSION_BUCKETS
+        and all(0 <= number < entries and pieces > 1 for number, pieces in manifest.cuts)
+        and len(dict(manifest.cuts)) == len(manifest.cuts)
+        and len(manifest.digests) == SIZE * parts
+    )
+
+
+def _cut(data: bytes) -> tuple[bytes, ...]:
+    """The parts that hold `data`: one, unless it is large."""
+    if len(data) <= PART_BYTES_MAX:
+        return (data,)
+    return tuple(data[i : i + PART_BYTES_MAX] for i in range(0, len(data), PART_BYTES_MAX))
+
+
+def _joined(parts: Sequence[bytes], cuts: dict[int, int]) -> list[bytes]:
+    """The encodings of clients and buckets; `parts[0]` is the manifest."""
+    whole: list[bytes] = []
+    at = 1
+    while at < len(parts):
+        count = cuts.get(len(whole), 1)
+        whole.append(parts[at] if count == 1 else b"".join(parts[at : at + count]))
+        at += count
+    return whole
 
 
 class Buckets(Generic[T]):
     """Encoded buckets of items, brought up to date by naming the items that changed.
 
-    `place` hashes an item; `encode` turns a bucket's items, in ascending order
-    of `order`, into its part. An item that `present` denies is left out.
+    `place` hashes an item; `encode` turns a bucket's items, ascending, into
+    bytes. An item that `present` denies is left out. Counts are powers of two.
     """
 
     __slots__ = ("_count", "_dirty", "_encode", "_members", "_place", "_present", "digests", "parts")
+
+    parts: list[tuple[bytes, ...]]  # by bucket
+    digests: list[bytes]  # by bucket: its parts' digests, joined
 
     def __init__(
         self,
@@ -167,8 +206,8 @@ class Buckets(Generic[T]):
         self._members: list[set[T]] = [set() for _ in range(count)]
         self._dirty: set[int] = set()
         empty = self._encode([])
-        self.parts = [empty] * count
-        self.digests = bytearray(part_digest(empty) * count)
+        self.parts = [(empty,)] * count
+        self.digests = [part_digest(empty)] * count
 
     @property
     def count(self) -> int:
@@ -186,9 +225,9 @@ class Buckets(Generic[T]):
                 self._members[bucket].discard(item)
         dirty = len(self._dirty)
         for bucket in sorted(self._dirty):
-            part = self._encode(sorted(self._members[bucket]))  # type: ignore[type-var]
-            self.parts[bucket] = part
-            self.digests[bucket * SIZE : (bucket + 1) * SIZE] = part_digest(part)
+            parts = _cut(self._encode(sorted(self._members[bucket])))  # type: ignore[type-var]
+            self.parts[bucket] = parts
+            self.digests[bucket] = b"".join(map(part_digest, parts))
         self._dirty.clear()
         return dirty
 
@@ -218,6 +257,8 @@ def buckets_for(count: int, *, items: int, size: int) -> int:
 
 def assemble(head: Head, clients: bytes, keys: Buckets[bytes], sessions: Buckets[Key]) -> Snapshot:
     """The snapshot of up-to-date buckets."""
-    digests = part_digest(clients) + bytes(keys.digests) + bytes(sessions.digests)
-    manifest = codec.encode(Manifest(VERSION, head, keys.count, sessions.count, digests))
-    return Snapshot(head.index, state_root(manifest), (manifest, clients, *keys.parts, *sessions.parts))
+    entries = [_cut(clients), *keys.parts, *sessions.parts]
+    cuts = tuple((number, len(parts)) for number, parts in enumerate(entries) if len(parts) > 1)
+    digests = b"".join([*map(part_digest, entries[0]), *keys.digests, *sessions.digests])
+    manifest = codec.encode(Manifest(VERSION, head, keys.count, sessions.count, cuts, digests))
+    return Snapshot(head.index, state_root(manifest), (manifest, *chain.from_iterable(entries)))

@@ -130,6 +130,7 @@ class ClientSession:
         self._bundles: list[_Sent] = []
         self._hints = [0] * genesis.n  # whom each replica takes for the leader
         self._silences = [0] * genesis.n  # retries that a replica was too late for
+        self._connected: set[int] = set()
         self._opened = next_sequence > 0
         if not self._opened:
             self._enqueue(kv.OpenSession(ttl_ms), receipt=False)
@@ -186,7 +187,7 @@ class ClientSession:
             taken, self._queue = self._queue[:count], self._queue[count:]
             bundle = self._bundle(taken, now_ms)
             self._bundles.append(bundle)
-            out.append(ToReplica(self.leader, self._request(bundle, Replies.ASKED)))
+            out.append(ToReplica(self._entrance(), self._request(bundle, Replies.ASKED)))
         return out
 
     def receive(self, replica: int, frame: bytes, *, now_ms: int) -> list[Outcome]:
@@ -227,8 +228,14 @@ class ClientSession:
 
     def connected(self, replica: int) -> list[ToReplica]:
         """Frames to send on a fresh connection, after the greeting: who leads, and whatever is in flight."""
+        self._connected.add(replica)
+        self._silences[replica] = 0
         frames = [self._request(bundle, Replies.ALL) for bundle in self._bundles if bundle.open]
         return [ToReplica(replica, frame) for frame in (_STATUS, *frames)]
+
+    def disconnected(self, replica: int) -> None:
+        """The connection is gone: others are asked first until it is back."""
+        self._connected.discard(replica)
 
     def abandon(self, sequence: int) -> None:
         """Stop waiting for an operation. Whether it happens is then unknown."""
@@ -290,10 +297,20 @@ class ClientSession:
         return bundle
 
     def _repliers(self) -> tuple[int, ...]:
-        """f+1 replicas to reply, those first that were never late; sessions spread over them."""
+        """f+1 replicas to reply, those first that are connected and never late; sessions spread over them."""
         n = self._genesis.n
-        ranked = sorted(range(n), key=lambda each: (self._silences[each], (each + self._session) % n))
+        ranked = sorted(
+            range(n),
+            key=lambda each: (each not in self._connected, self._silences[each], (each + self._session) % n),
+        )
         return tuple(sorted(ranked[: self._genesis.f + 1]))
+
+    def _entrance(self) -> int:
+        """Where a request goes: the leader, or somebody connected who passes it on."""
+        leader = self.leader
+        if leader in self._connected or not self._connected:
+            return leader
+        return min(self._connected, key=lambda each: (self._silences[each], each))
 
     def _request(self, bundle: _Sent, replies: Replies) -> bytes:
         return messages.encode(Request(bundle.body, bundle.tags, replies))

@@ -93,8 +93,10 @@ class Clients:
         """Register a client or replace its grants."""
         if not valid_public_key(operation.client):
             return kv.Failed("malformed", "the client's key is no valid Ed25519 public key")
-        if len(operation.name) > 256 or len(operation.read) + len(operation.write) > 256:
-            return kv.Failed("too_large", "a name has at most 256 characters, a client at most 256 prefixes")
+        prefixes = (*operation.read, *operation.write)
+        if len(operation.name) > 256 or len(prefixes) > 256 or sum(map(len, prefixes)) > 16_384:
+            detail = "a name has at most 256 characters, a client 256 prefixes of 16384 bytes in all"
+            return kv.Failed("too_large", detail)
         before = self._clients.get(operation.client)
         if before is None and len(self._clients) >= self._clients_max:
             return kv.Failed("no_space", f"the registry holds at most {self._clients_max} clients")

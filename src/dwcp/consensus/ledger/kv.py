@@ -23,6 +23,8 @@ Write = kv.Put | kv.DeleteRange
 Branch = Sequence[kv.Put | kv.Range | kv.DeleteRange]
 
 FIRST_REVISION = 1
+BATCH_RANGES = 4  # a batch may look at as many keys as this many largest operations
+KEY_VALUE_OVERHEAD = 32  # bytes that a key in an answer counts besides key and value
 VERSION_OVERHEAD = 64  # bytes that one version counts against the quota besides key and value
 TRIM_MAX = 256  # history entries that one operation forgets at most (a whole revision always)
 PRESSED_STEP = 16  # revisions that each write compacts once three quarters of the quota are used
@@ -58,7 +60,9 @@ class Store:
         "_log",
         "_params",
         "_table",
+        "bytes_left",
         "compacted",
+        "keys_left",
         "revision",
         "size",
         "touched",
@@ -76,6 +80,9 @@ class Store:
         self.trimmed = FIRST_REVISION
         self.size = 0  # bytes counted against the quota
         self.touched: set[bytes] = set()  # keys changed since the owner last cleared it
+        # What the operations to come may still look at and answer; the owner renews both.
+        self.keys_left = params.range_keys_max * BATCH_RANGES
+        self.bytes_left = params.range_bytes_max
 
     # ----------------------------------------------------------------- operations
 
@@ -90,8 +97,16 @@ class Store:
         self._finish((key,))
         return kv.PutDone(self.revision)
 
+    def peek(self, operation: kv.Range, client: Client) -> kv.RangeDone | kv.Failed:
+        """A read outside the log: what batches may still look at stays the same at every replica."""
+        left = self.keys_left, self.bytes_left
+        self.keys_left, self.bytes_left = self._params.range_keys_max, self._params.range_bytes_max
+        try:
+            return self.range(operation, client)
+        finally:
+            self.keys_left, self.bytes_left = left
+
     def range(self, operation: kv.Range, client: Client) -> kv.RangeDone | kv.Failed:
-        """Pure: also answers stale queries."""
         try:
             self._check_range(operation, client)
             return self._range(operation, self.revision)
@@ -266,8 +281,8 @@ class Store:
     def _run(self, branch: Branch) -> tuple[kv.PutDone | kv.RangeDone | kv.DeleteDone, ...]:
         """Apply a branch in one revision; on a refusal nothing of it remains."""
         written: list[bytes] = []
+        left = self.bytes_left
         results: list[kv.PutDone | kv.RangeDone | kv.DeleteDone] = []
-        room = self._params.range_bytes_max
         try:
             for operation in branch:
                 revision = self.revision + 1 if written else self.revision
@@ -276,15 +291,14 @@ class Store:
                     written.append(operation.key)
                     results.append(kv.PutDone(self.revision + 1))
                 elif isinstance(operation, kv.Range):
-                    found = self._range(operation, revision, room)
-                    room -= sum([len(each.key) + len(each.value) for each in found.kvs])
-                    results.append(found)
+                    results.append(self._range(operation, revision))
                 else:
                     deleted = self._delete(operation)
                     written.extend(deleted)
                     results.append(kv.DeleteDone(self.revision + bool(written), len(deleted)))
         except _Refusal:
             self._undo(written)
+            self.bytes_left = left
             raise
         if written:
             self._finish(tuple(sorted(written)))
@@ -367,9 +381,9 @@ class Store:
             self._write(key, None)
         return tuple(doomed)
 
-    def _range(self, operation: kv.Range, revision: int, room: int | None = None) -> kv.RangeDone:
-        """Raises `_Refusal` where the answer would hold more than `room` bytes."""
-        room = self._params.range_bytes_max if room is None else room
+    def _range(self, operation: kv.Range, revision: int) -> kv.RangeDone:
+        """Raises `_Refusal` where the answer would hold more than `bytes_left`."""
+        room = self.bytes_left
         kvs: list[kv.KeyValue] = []
         count = 0
         for key, (mod, create, version, value) in self._scan(
@@ -379,10 +393,11 @@ class Store:
             if operation.limit and count > operation.limit:
                 continue
             assert value is not None
-            room -= len(key) + len(value)
+            room -= len(key) + len(value) + KEY_VALUE_OVERHEAD
             if room < 0:
                 raise _Refusal("too_large", "the answer is too large: narrow the range or set a limit")
             kvs.append(kv.KeyValue(key, value, create, mod, version))
+        self.bytes_left = room
         return kv.RangeDone(revision, tuple(kvs), count, count > len(kvs))
 
     def _scan(self, key: bytes, end: bytes, revision: int) -> Iterator[tuple[bytes, Version]]:
@@ -392,10 +407,13 @@ class Store:
             if version[3] is not None:
                 yield key, version
             return
-        most = self._params.range_keys_max
+        most = min(self._params.range_keys_max, self.keys_left)
         for looked, each in enumerate(self._index.between(key, None if end == b"\0" else end)):
             if looked == most:
-                raise _Refusal("too_large", f"one operation looks at most at {most} keys: narrow the range")
+                raise _Refusal(
+                    "too_large", f"this may look at {most} keys only: narrow the range, or try later"
+                )
+            self.keys_left -= 1
             version = self._at(each, revision) if revision else self._table[each][-1]
             if version[3] is not None:
                 yield each, version

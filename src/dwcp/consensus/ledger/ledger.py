@@ -22,7 +22,7 @@ from dwcp.consensus.ledger import attest, checkpoint, operations
 from dwcp.consensus.ledger.checkpoint import SESSION_BUCKETS, Buckets, Head, Snapshot
 from dwcp.consensus.ledger.clients import Client, Clients, from_genesis
 from dwcp.consensus.ledger.genesis import Genesis
-from dwcp.consensus.ledger.kv import Store
+from dwcp.consensus.ledger.kv import BATCH_RANGES, Store
 from dwcp.consensus.ledger.messages import Answer, Material, WatchEvent
 from dwcp.consensus.ledger.operations import Bundle, BundleRefused
 from dwcp.consensus.ledger.sessions import Key, Session, Sessions
@@ -42,6 +42,7 @@ __all__ = [
 _LEAF = Domain.LEAF.value
 _EXECUTED = _LEAF + b"\0"
 _REPEATED = _LEAF + b"\1"  # a sequence that had been executed before; nothing happened here
+ANSWERS_BYTES_MAX = 67_108_864  # what the ranges of one batch answer at most, all together
 _encode = codec.encode
 _RANGE: Codec[kv.Range] = Codec(kv.Range)
 
@@ -176,6 +177,7 @@ class Ledger:
             invariant(commit.time_ms > self._time_ms, "committed time must increase")
             self._time_ms = commit.time_ms
             self._expire()
+            self._store.keys_left = self._params.range_keys_max * BATCH_RANGES
             for payload in commit.payloads:
                 invariant(payload.body is not None, "a committed payload has its body")
                 assert payload.body is not None
@@ -225,6 +227,8 @@ class Ledger:
         session = self._sessions.find(client_key, number)
         if session is not None:
             self._sessions.use(session, now_ms=self._time_ms, index=self._index)
+        # The answers of one bundle share a frame, those of a batch memory.
+        self._store.bytes_left = allowed = min(self._params.range_bytes_max, batch.bytes_left)
         owner = _LEAF + client_key + number.to_bytes(8, "big")
         answers = []
         sequence = bundle.first_sequence
@@ -247,6 +251,7 @@ class Ledger:
                 batch.results.append(blake3(_EXECUTED + result).digest())
                 answers.append(answer)
             sequence += 1
+        batch.bytes_left -= allowed - self._store.bytes_left
         return Outcome(bundle, address, tuple(answers))
 
     def _once(
@@ -370,7 +375,7 @@ class Ledger:
         if registered is None:
             return _encode(kv.Failed("permission_denied", "this key is not registered"))
         try:
-            return _encode(self._store.range(_RANGE.decode(data), registered))
+            return _encode(self._store.peek(_RANGE.decode(data), registered))
         except MalformedFrame as exc:
             return _encode(kv.Failed("malformed", str(exc)))
 
@@ -471,12 +476,13 @@ class Ledger:
 class _Batch:
     """Leaves of the batch in execution, and where operations that want receipts are."""
 
-    __slots__ = ("operations", "places", "results")
+    __slots__ = ("bytes_left", "operations", "places", "results")
 
     def __init__(self) -> None:
         self.operations: list[bytes] = []
         self.results: list[bytes] = []
         self.places: dict[tuple[bytes, int, int], int] = {}
+        self.bytes_left = ANSWERS_BYTES_MAX
 
 
 def _reads_only(data: bytes) -> bool:

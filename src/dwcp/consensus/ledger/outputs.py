@@ -56,11 +56,16 @@ class RotateLog:
 
 @dataclass(frozen=True, slots=True)
 class SaveSnapshot:
-    """Make the state after `index` durable, keep the newest two, then call `snapshot_durable(index)`."""
+    """Make the state after `index` durable, then call `snapshot_durable(index)`.
+
+    Older ones stay from `keep_from` on: peers that are behind need the newest
+    certified one while this replica has already executed further.
+    """
 
     index: int
     state_root: bytes
     parts: tuple[bytes, ...]
+    keep_from: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ in the order of `core.machine`'s contract.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dwcp.consensus.core import machine as m
@@ -43,7 +43,6 @@ _ENGINE_TIMER = "engine:"
 _FETCH_TIMER = "replica:fetch"
 _TRANSFER_TIMER = "replica:transfer"
 _ENGINE_PREFIX = bytes([Channel.ENGINE])
-SNAPSHOTS_OFFERED = 2  # checkpoints that peers may still fetch
 SHARES_KEPT = 1024  # positions whose ATTEST is kept for retries
 
 
@@ -88,7 +87,9 @@ class Replica:
         voting: bool = True,
         limits: Limits | None = None,
         outbox: Outbox | None = None,
+        snapshots: Sequence[Snapshot] = (),
     ) -> None:
+        """`snapshots` are those on disk, oldest first; `ledger` stands at the newest."""
         self._me = me
         self._genesis = genesis
         self._machine = machine
@@ -102,7 +103,8 @@ class Replica:
         self._outbox = outbox or Outbox()
         self._fetch = PayloadFetch(me=me, n=genesis.n)
         self._transfer = SnapshotTransfer(me=me, n=genesis.n)
-        self._offered: dict[bytes, Snapshot] = {}
+        self._offered = {snapshot.root: snapshot for snapshot in snapshots}
+        self._certified = 0  # the newest position whose snapshot is certified and on disk here
         self._shares: dict[int, Share] = {}
         self._saving: Snapshot | None = None
         self._save_next: Snapshot | None = None
@@ -115,8 +117,6 @@ class Replica:
 
     def start(self, *, now_ms: int, journal: Sequence[bytes]) -> list[Output]:
         """Recover from the journal; the ledger already stands at its newest snapshot."""
-        if self._ledger.index:
-            self._offer(self._ledger.snapshot())  # peers may need it before the next checkpoint
         effects = self._machine.start(now_ms=now_ms, journal=journal, applied=self._ledger.index)
         return self._carry(effects, now_ms)
 
@@ -191,31 +191,42 @@ class Replica:
 
     def client_frame(self, connection: int, frame: bytes, *, now_ms: int) -> list[Output]:
         """A frame from an authenticated TLS connection; `Hello` must come first."""
-        outputs, payload = self._port.receive(
-            connection,
-            frame,
-            shares=self._shares,
-            status=self.status,
-            overloaded=self._overloaded(),
-        )
-        if payload is None:
-            return outputs
-        return [*outputs, *self._submit(connection, payload, now_ms)]
+        return self.client_frames(((connection, frame),), now_ms=now_ms)
 
-    def _submit(self, connection: int, payload: m.Payload, now_ms: int) -> list[Output]:
-        """Order a client's payload: checked by signature where this replica leads, else by tag."""
-        leading = self._machine.leader == self._me
-        try:
-            if leading:
-                self._checker.admit(payload)
-            elif not self._checker.vouched(payload):
-                raise BundleRefused("neither the tag nor the signature vouches for the bundle")
-        except BundleRefused as exc:
-            return [self._port.refuse(connection, "bundle", str(exc))]
-        outputs = self._step(m.Submitted((payload,)), now_ms)
-        if not leading:
-            outputs.insert(0, ToPeers((self._machine.leader,), encode_forward((payload,))))
+    def client_frames(self, frames: Iterable[tuple[int, bytes]], *, now_ms: int) -> list[Output]:
+        """Frames that came together: their payloads are submitted together, so that they share a batch."""
+        outputs: list[Output] = []
+        payloads: list[m.Payload] = []
+        overloaded = self._overloaded()
+        for connection, frame in frames:
+            answers, payload = self._port.receive(
+                connection, frame, shares=self._shares, status=self.status, overloaded=overloaded
+            )
+            outputs += answers
+            if payload is not None:
+                try:
+                    self._vouch(payload)
+                except BundleRefused as exc:
+                    outputs.append(self._port.refuse(connection, "bundle", str(exc)))
+                    continue
+                payloads.append(payload)
+        if payloads:
+            outputs += self._submit(tuple(payloads), now_ms)
         return outputs
+
+    def _vouch(self, payload: m.Payload) -> None:
+        """By signature where this replica leads, else by tag. Raises `BundleRefused`."""
+        if self._machine.leader == self._me:
+            self._checker.admit(payload)
+        elif not self._checker.vouched(payload):
+            raise BundleRefused("neither the tag nor the signature vouches for the bundle")
+
+    def _submit(self, payloads: tuple[m.Payload, ...], now_ms: int) -> list[Output]:
+        """Order clients' payloads; the leader hears of them too."""
+        outputs: list[Output] = []
+        if self._machine.leader != self._me:
+            outputs.append(ToPeers((self._machine.leader,), encode_forward(payloads)))
+        return outputs + self._step(m.Submitted(payloads), now_ms)
 
     def client_closed(self, connection: int) -> None:
         self._port.closed(connection)
@@ -295,7 +306,8 @@ class Replica:
                 outputs.append(CancelTimer(_ENGINE_TIMER + name))
             case m.Fetch(digests, sources):
                 outputs += self._fetch_timer(list(self._fetch.want(digests, sources)))
-            case m.Truncate():
+            case m.Truncate(below):
+                self._certified = below - 1
                 self._rotate_wanted = True
             case m.InstallSnapshot(index, state_root, sources):
                 outputs += self._begin_transfer(index, state_root, sources)
@@ -363,10 +375,10 @@ class Replica:
         return self._save_waiting()
 
     def _offer(self, snapshot: Snapshot) -> None:
-        """Let peers fetch it; an older one is forgotten."""
+        """Let peers fetch it; those older than the newest certified one are forgotten."""
+        held = self._offered.values()
+        self._offered = {each.root: each for each in held if each.index >= self._certified}
         self._offered[snapshot.root] = snapshot
-        while len(self._offered) > SNAPSHOTS_OFFERED:
-            del self._offered[next(iter(self._offered))]
 
     def _save_waiting(self) -> list[Output]:
         """Start the waiting save, if none is under way."""
@@ -374,7 +386,10 @@ class Replica:
         if self._saving is not None or snapshot is None:
             return []
         self._saving, self._save_next = snapshot, None
-        return [SaveSnapshot(snapshot.index, snapshot.root, snapshot.parts)]
+        return [self._save(snapshot)]
+
+    def _save(self, snapshot: Snapshot) -> SaveSnapshot:
+        return SaveSnapshot(snapshot.index, snapshot.root, snapshot.parts, self._certified)
 
     def _begin_transfer(self, index: int, root: bytes, sources: Sequence[int]) -> list[Output]:
         if index <= self._ledger.index:
@@ -394,10 +409,7 @@ class Replica:
         self._save_next = None
         self._saving = snapshot
         self._offer(snapshot)
-        return [
-            CancelTimer(_TRANSFER_TIMER),
-            SaveSnapshot(snapshot.index, snapshot.root, snapshot.parts),
-        ]
+        return [CancelTimer(_TRANSFER_TIMER), self._save(snapshot)]
 
 
 def _junk(sender: int, reason: str) -> Observed:

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from dwcp.consensus.sim.run import SLOTS_MIN, BadRequest, SimRequest, print_progress, run
+from dwcp.consensus.sim.run import BUG_SEEDS, SEEDS, SLOTS_MIN, BadRequest, SimRequest, print_progress, run
 
 
 def seed_range(text: str) -> tuple[int, int]:
@@ -22,7 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="dwcp sim", description=__doc__)
     parser.add_argument("--engine", default="probft")
     parser.add_argument("--nodes", type=int, default=4)
-    parser.add_argument("--seeds", type=seed_range, default=(0, 100), metavar="FIRST:AFTER_LAST")
+    parser.add_argument("--seeds", type=seed_range, metavar="FIRST:AFTER_LAST")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--slots", type=int, default=SLOTS_MIN, help="positions each seed commits at least")
     parser.add_argument("--bug", metavar="NAME|all")
@@ -30,6 +30,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="the report as the last line")
     options = vars(parser.parse_args())
     as_json = options.pop("json")
+    options["seeds"] = options["seeds"] or (BUG_SEEDS if options["bug"] else SEEDS)
     try:
         report = run(SimRequest(**options), print_progress)
     except BadRequest as exc:

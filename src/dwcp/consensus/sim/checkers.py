@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dwcp.api import kv
-from dwcp.consensus.core.machine import Commit
+from dwcp.consensus.core.machine import Commit, Effect, Persist, Send
 from dwcp.consensus.crypto.codec import Codec
 from dwcp.consensus.ledger.ledger import Executed
 from dwcp.consensus.ledger.operations import decode_operation
@@ -147,6 +147,49 @@ class Votes:
                     "double_vote",
                     f"replica {replica} signed two digests: {vote.phase}, view {vote.view}, slot {vote.slot}",
                 )
+
+
+class Barriers:
+    """What an engine emits after a `Persist` leaves only when that record is durable.
+
+    Counts records as the disk made them durable, so it does not trust the outbox.
+    """
+
+    def __init__(self) -> None:
+        self._emitted: dict[int, int] = {}
+        self._durable: dict[int, int] = {}
+        self._frames: dict[tuple[int, bytes], int] = {}
+        self._commits: dict[tuple[int, int], int] = {}
+
+    def started(self, place: int) -> None:
+        self._emitted[place] = self._durable[place] = 0
+        self._frames = {key: need for key, need in self._frames.items() if key[0] != place}
+        self._commits = {key: need for key, need in self._commits.items() if key[0] != place}
+
+    def emitted(self, place: int, effects: Sequence[Effect]) -> None:
+        """The effects of one step, in order; a frame said before may be said again."""
+        count = self._emitted[place]
+        for effect in effects:
+            if isinstance(effect, Send):
+                self._frames.setdefault((place, effect.frame), count)
+            elif isinstance(effect, Persist):
+                count += 1
+            elif isinstance(effect, Commit):
+                self._commits[place, effect.index] = count
+        self._emitted[place] = count
+
+    def synced(self, place: int, records: int) -> None:
+        self._durable[place] += records
+
+    def sent(self, place: int, frame: bytes) -> None:
+        self._check(place, self._frames.get((place, frame), 0), "a frame")
+
+    def executed(self, place: int, index: int) -> None:
+        self._check(place, self._commits.get((place, index), 0), f"position {index}")
+
+    def _check(self, place: int, need: int, what: str) -> None:
+        durable = self._durable[place]
+        require(need <= durable, "barrier", f"{place} released {what} after {durable} records, not {need}")
 
 
 Operation = tuple[bytes, int, int]  # client, session, sequence

@@ -22,6 +22,7 @@ from dwcp.consensus.engines.probft.rules import Rules
 from dwcp.consensus.ledger.genesis import Genesis, GenesisClient, GenesisReplica, Params
 from dwcp.consensus.ledger.ledger import Executed, Ledger
 from dwcp.consensus.ledger.operations import PayloadChecker
+from dwcp.consensus.ledger.outputs import Channel
 from dwcp.consensus.ledger.port import ClientPort
 from dwcp.consensus.ledger.replica import Replica
 from dwcp.consensus.ledger.verifier import ClaimVerifier
@@ -108,7 +109,7 @@ class Cluster:
         return self._parts.replica(
             me=me,
             genesis=genesis,
-            machine=self._engine(world, me, signer, voting),
+            machine=self._engine(world, node, signer, voting),
             ledger=ledger,
             verifier=ClaimVerifier(committee=genesis.committee(), checker=checker, verify=crypto.verify),
             checker=checker,
@@ -128,10 +129,10 @@ class Cluster:
             ledger.watch(world, node.place)
         return ledger
 
-    def _engine(self, world: World, me: int, signer: Signer, voting: bool) -> ProBFT:
+    def _engine(self, world: World, node: Node, signer: Signer, voting: bool) -> ProBFT:
         scenario, params = self._scenario, self.genesis.params
         engine = CountedEngine(
-            me=me,
+            me=node.replica,
             n=scenario.n,
             chain_id=self.chain_id,
             epoch=0,
@@ -145,7 +146,7 @@ class Cluster:
             rules=self._parts.rules,
             voting=voting,
         )
-        engine.world = world
+        engine.world, engine.place = world, node.place
         return engine
 
     # ------------------------------------------------------------------ clients, liars
@@ -184,6 +185,8 @@ class Cluster:
 
     def inspect(self, world: World, node: Node, frame: bytes) -> None:
         """Feed the checkers with what a replica promises in a frame that it signed."""
+        if node.honest and frame[0] == Channel.ENGINE:
+            world.barriers.sent(node.place, frame[1:])
         message = liars.decode(frame)
         if message is None or message.sender != node.replica:
             return
@@ -206,6 +209,9 @@ class Cluster:
         else:
             self._count_lies(world, node.replica, votes)
 
+    def synced(self, world: World, node: Node, records: int) -> None:
+        world.barriers.synced(node.place, records)
+
     def _count_lies(self, world: World, replica: int, votes: Sequence[Vote]) -> None:
         for vote in votes:
             known = self._promised.setdefault((replica, vote.phase, vote.view, vote.slot), vote.digest)
@@ -217,13 +223,22 @@ class Cluster:
 
 
 class CountedEngine(ProBFT):
-    """The product's engine; the world counts its steps."""
+    """The product's engine; the world counts its steps and notes which effects wait for which record."""
 
     world: World
+    place: int
+
+    def start(self, *, now_ms: int, journal: Sequence[bytes], applied: int) -> list[Effect]:
+        effects = super().start(now_ms=now_ms, journal=journal, applied=applied)
+        self.world.barriers.started(self.place)
+        self.world.barriers.emitted(self.place, effects)
+        return effects
 
     def step(self, event: Event, *, now_ms: int) -> list[Effect]:
         self.world.steps += 1
-        return super().step(event, now_ms=now_ms)
+        effects = super().step(event, now_ms=now_ms)
+        self.world.barriers.emitted(self.place, effects)
+        return effects
 
 
 class WatchedLedger(Ledger):
@@ -241,6 +256,7 @@ class WatchedLedger(Ledger):
         executed = super().apply(commit)
         world = self._world
         if world is not None:
+            world.barriers.executed(self._place, commit.index)
             world.agreement.executed(self._place, commit, executed)
             world.sessions.executed(self._place, executed)
             world.reads.executed(executed)

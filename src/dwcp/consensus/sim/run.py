@@ -21,7 +21,8 @@ from dwcp.consensus.sim.world import World
 
 ENGINES = ("probft",)
 SLOTS_MIN = 50
-BUG_SEEDS = 1000
+SEEDS = (0, 100)
+BUG_SEEDS = (0, 1000)  # where each planted bug must be found
 NODES_MIN, NODES_MAX = 4, 31
 
 
@@ -35,7 +36,7 @@ class SimRequest:
 
     engine: str = "probft"
     nodes: int = 4
-    seeds: tuple[int, int] = (0, 100)
+    seeds: tuple[int, int] = SEEDS
     jobs: int = 1
     slots: int = SLOTS_MIN
     bug: str | None = None
@@ -235,8 +236,7 @@ def _hunt(request: SimRequest, progress: Progress) -> SimReport:
     """For each bug, seeds until a checker finds it."""
     names = list(BUGS) if request.bug == "all" else [str(request.bug)]
     report = SimReport(request.engine, request.nodes, bugs=len(names), found=0)
-    first, last = request.seeds
-    seeds = range(first, max(last, first + BUG_SEEDS)) if request.bug == "all" else range(first, last)
+    seeds = range(*request.seeds)
     hunters = [_Hunter(name, request.nodes, request.slots, seeds) for name in names]
     results: Iterator[SeedResult | None]
     if request.jobs == 1:

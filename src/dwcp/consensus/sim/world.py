@@ -32,6 +32,7 @@ from dwcp.consensus.sim.checkers import (
     HELD_EFFECTS_MAX,
     JOURNAL_BYTES_MAX,
     Agreement,
+    Barriers,
     Linearizability,
     Sessions,
     Violation,
@@ -77,6 +78,7 @@ class Cast(Protocol):
     def host(self, world: World, node: Node, *, voting: bool) -> Host: ...
     def callers(self, world: World) -> Sequence[Caller]: ...
     def inspect(self, world: World, node: Node, frame: bytes) -> None: ...
+    def synced(self, world: World, node: Node, records: int) -> None: ...
     def distortion(self, liar: Liar) -> Distort: ...
     def conclude(self, world: World) -> None: ...
 
@@ -94,6 +96,7 @@ class World:
         self.coverage = Coverage()
         self.agreement = Agreement()
         self.votes = Votes()
+        self.barriers = Barriers()
         self.sessions = Sessions()
         self.reads = Linearizability()
         self.story: list[str] | None = None
@@ -473,11 +476,11 @@ class World:
             self._disk_failed(node)
             return False
         delay = self._sync_delay(node)
-        self.schedule(delay, self._sync, node, node.incarnation, output.sequence, point)
+        self.schedule(delay, self._sync, node, node.incarnation, output, point)
         return True
 
-    def _sync(self, node: Node, incarnation: int, sequence: int, point: str) -> None:
-        host = node.host
+    def _sync(self, node: Node, incarnation: int, output: WriteGroup, point: str) -> None:
+        host, sequence = node.host, output.sequence
         if host is None or node.incarnation != incarnation:
             return
         if point == "after_write":
@@ -494,6 +497,7 @@ class World:
         except DiskFailed:
             self._disk_failed(node)
             return
+        self.cast.synced(self, node, len(output.records))
         if point == "after_sync":
             self.crash(node, point)
         elif point == "in_release":

@@ -82,6 +82,7 @@ class Courier:
     _launches: int = 0
     _last_progress_ns: int = 0
     _last_told_ns: int = 0
+    _last_told_bytes: int = -1
 
     # ------------------------------------------------------------------ the loop
 
@@ -337,8 +338,9 @@ class Courier:
 
     def _progress(self, here: int, total: int) -> None:
         now_ns = self._last_progress_ns = boottime_ns()
-        if here >= total or now_ns - self._last_told_ns > TELL_NS:
-            self._last_told_ns = now_ns
+        finished = here >= total and here != self._last_told_bytes
+        if finished or now_ns - self._last_told_ns > TELL_NS:
+            self._last_told_ns, self._last_told_bytes = now_ns, here
             self._tell(EventKind.SHIPPING, bytes=here, total=total)
 
     async def _commit_running(self) -> None:

@@ -20,7 +20,7 @@ from dwcp.runtime.clock import Clock
 from dwcp.runtime.layout import ensure
 
 EVENTS_HELD_MAX = 1000  # older ones are dropped while the manager is away
-GATHER_S = 0.2  # events of this span travel together
+GATHER_S = 0.05  # events of this span travel together
 RETRY_S = 5.0
 RECEIPTS_KEPT = 2000  # sent ones beyond this are deleted, oldest first
 
@@ -39,6 +39,7 @@ class Dispatch:
         manager_url: str,
         clock: Clock,
         logger: structlog.stdlib.BoundLogger,
+        events_max: int = EVENTS_HELD_MAX,
     ) -> None:
         self._kept = ensure(directory)
         self._unsent = ensure(directory / "unsent")
@@ -47,7 +48,7 @@ class Dispatch:
         self._url = manager_url
         self._clock = clock
         self._logger = logger
-        self._events: deque[Report] = deque(maxlen=EVENTS_HELD_MAX)
+        self._events: deque[Report] = deque(maxlen=events_max)
         self._news = asyncio.Event()
 
     # ------------------------------------------------------------------ the teller's side

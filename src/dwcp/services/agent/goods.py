@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -81,11 +80,12 @@ class StoreGoods:
         return Captured(root_of(manifest).hex(), manifest.total_bytes, manifest.file_count)
 
     async def release(self, owner: str) -> None:
-        """An attempt's claim on its payload; outputs have another owner and stay."""
-        await asyncio.to_thread(self._release, lambda name: name == owner)
+        await asyncio.to_thread(self._release, owner)
 
-    def _release(self, doomed: Callable[[str], bool]) -> None:
+    def _release(self, owner: str) -> None:
         for root, owners in self._store.roots().items():
-            for owner in owners:
-                if doomed(owner):
-                    self._store.release(root, owner=owner)
+            if owner in owners:
+                self._store.release(root, owner=owner)
+
+    async def claims(self) -> list[str]:
+        return sorted({owner for owners in self._store.roots().values() for owner in owners})

@@ -86,6 +86,10 @@ class Goods(Protocol):
         """Nothing of `owner` is needed any more."""
         ...
 
+    async def claims(self) -> list[str]:
+        """Every owner of something in the store: workloads, attempts, `output-ATTEMPT`."""
+        ...
+
 
 class Teller(Protocol):
     """Events and receipts for the manager: best effort, never waits, never raises."""

@@ -27,12 +27,14 @@ from dwcp.control.attempt_log import Seen
 from dwcp.runtime import cgroups
 from dwcp.runtime.attempts import AttemptDamaged, AttemptDirectory
 from dwcp.runtime.clock import boottime_ns
+from dwcp.services.agent.claims import Claims
 from dwcp.services.agent.courier import PATIENCE_S, Courier
 from dwcp.services.agent.ports import Hint, LogRefused, LogUnsure
 from dwcp.services.agent.site import Site
 
 RECONCILE_S = 5.0
 RETRY_S = 1.0
+GIVE_BACK_S = 60.0
 _STATE = re.compile(rb"/w/([A-Za-z0-9][A-Za-z0-9-]{0,63})/state")
 
 
@@ -62,13 +64,14 @@ class Station:
         """Until `stop`; commands then go on under their shims, and the next start adopts them."""
         await asyncio.to_thread(self._remove_orphans)
         async with asyncio.TaskGroup() as group:
-            works = (self._announce, self._watch, self._reconcile, self._resume)
+            works = (self._announce, self._watch, self._reconcile, self._resume, self._give_back)
             forever = [group.create_task(work(), name=work.__name__) for work in works]
             fatal = group.create_task(self._fatal())
             await stop.wait()
             for task in (*forever, fatal, *self._tasks):
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.site.cgroups.close()
 
     async def _fatal(self) -> None:
         """Our own mistakes stop the process, wherever they happen; what runs goes on under its shim."""
@@ -144,6 +147,15 @@ class Station:
             except (LogUnsure, LogRefused, msgspec.MsgspecError, OSError) as exc:
                 self.site.logger.warning("reconcile.failed", error=str(exc))
             await asyncio.sleep(RECONCILE_S)
+
+    async def _give_back(self) -> None:
+        claims = Claims(self.site.log, self.site.goods)
+        while True:
+            await asyncio.sleep(GIVE_BACK_S)
+            try:
+                await claims.sweep(now_ns=boottime_ns())
+            except (LogUnsure, LogRefused, OSError) as exc:
+                self.site.logger.warning("claims.not_swept", error=str(exc))
 
     # ------------------------------------------------------------------ attempts
 

@@ -7,7 +7,8 @@ import asyncio
 import httpx
 import msgspec
 
-from dwcp.operations.clusters import Probe, Standing, Verdict
+from dwcp.api.health import Verdict
+from dwcp.operations.clusters import Probe, Standing
 from dwcp.runtime.clock import Clock
 from dwcp.runtime.telemetry import Telemetry
 from dwcp.services.monitoring.config import Target

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.unit.consensus.ledger.scene import ADMIN, GUEST, USER, Scene
 
 from dwcp.api import kv
+from dwcp.consensus.crypto import codec
 from dwcp.consensus.ledger import checkpoint
 from dwcp.consensus.ledger.checkpoint import SnapshotInvalid
 from dwcp.consensus.ledger.ledger import Ledger
@@ -204,6 +205,47 @@ def test_checkpoint_cost_follows_the_change_and_not_the_state() -> None:
     assert small_parts <= 12
     assert large_parts <= 12
     assert large_bytes < 2 * small_bytes
+
+
+def test_every_part_fits_a_frame() -> None:
+    """Goal: large values and long histories can be transferred. Method: 8 MB of versions under one key."""
+    scene = Scene(checkpoint_interval=1)
+    for i in range(8):
+        scene.put(b"large", bytes([i]) * 1_000_000)
+    snapshot = scene.ledger.snapshot()
+    restored = Ledger(scene.genesis)
+    restored.install(snapshot.parts, snapshot.root)
+    scene.put(b"small", b"")
+    restored.apply(scene.commits[-1])
+
+    assert max(map(len, snapshot.parts)) <= checkpoint.PART_BYTES_MAX
+    assert len(snapshot.parts) > 1282
+    assert restored.snapshot() == scene.ledger.snapshot()
+
+
+def test_a_manifest_that_contradicts_itself_is_refused() -> None:
+    """Goal: bounds of a snapshot are checked even under a valid root. Method: impossible cuts and counts."""
+    scene = Scene(checkpoint_interval=1)
+    scene.open()
+    snapshot = scene.ledger.snapshot()
+    manifest: codec.Codec[checkpoint.Manifest] = codec.Codec(checkpoint.Manifest)
+    good = manifest.decode(snapshot.parts[0])
+    changes: list[dict[str, object]] = [
+        {"cuts": ((0, 2),)},
+        {"cuts": ((0, 1),)},
+        {"cuts": ((99_999, 2),)},
+        {"cuts": ((-1, 2),)},
+        {"key_buckets": 0},
+        {"key_buckets": 1025},
+        {"key_buckets": 2**40},
+        {"session_buckets": -5},
+        {"digests": good.digests[:-1]},
+        {"version": 2},
+    ]
+    for change in changes:
+        bad = codec.encode(msgspec.structs.replace(good, **change))
+        with pytest.raises(SnapshotInvalid):
+            Ledger(scene.genesis).install((bad, *snapshot.parts[1:]), checkpoint.state_root(bad))
 
 
 def test_list_parts_lets_each_part_be_checked_alone() -> None:

@@ -316,6 +316,26 @@ def test_connecting_again_sends_what_is_in_flight() -> None:
     assert [each.sequence for each in completed] == [0, 1]
 
 
+def test_requests_avoid_replicas_that_are_not_connected() -> None:
+    """Goal: a dead replica costs a new client nothing.
+
+    Method: connect all but the first; no retry is needed.
+    """
+    network = Network()
+    network.twist = lambda replica, reply: reply if replica else None
+    network.deaf = {0}
+    session = network.session()
+    for replica in (1, 2, 3):
+        session.connected(replica)
+    session.submit(PUT)
+
+    assert len(_run(network, session)) == 2
+    session.connected(0)
+    session.disconnected(0)
+    session.submit(PUT)
+    assert len(_run(network, session)) == 1
+
+
 def test_greeting_is_for_one_replica() -> None:
     """Goal: a replica cannot use a greeting to pose as the client elsewhere.
 

@@ -104,6 +104,10 @@ class Model(RuleBasedStateMachine):
             assert not code
             self.compacted = target
 
+    @rule()
+    def next_batch(self) -> None:
+        self.store.keys_left, self.store.bytes_left = 10**6, 10**6
+
     @rule(key=KEYS, end=ENDS, back=st.integers(0, 12), limit=st.integers(0, 3))
     def read(self, key: bytes, end: bytes, back: int, limit: int) -> None:
         at = max(self.revision - back, 0)
@@ -133,7 +137,7 @@ class Model(RuleBasedStateMachine):
     @invariant()
     def agrees(self) -> None:
         assert self.store.revision == self.revision
-        assert self.store.compacted == self.compacted
+        assert self.store.compacted == self.store.trimmed == self.compacted
         versions = [len(self.store.versions(key) or ()) for key in self.store.ordered_keys()]
         assert sum(versions) <= 6 + (self.revision - self.compacted) * 6
         self._changes_tell_history()
@@ -271,10 +275,11 @@ def test_limits_are_refused() -> None:
         txn_operations_max=2,
         range_keys_max=3,
         delete_keys_max=2,
-        range_bytes_max=40,
+        range_bytes_max=130,
     )
 
     def code(operation: Any) -> str:
+        store.keys_left, store.bytes_left = 12, 130
         match operation:
             case Put():
                 return failure(store.put(operation, EVERYONE))

@@ -197,6 +197,44 @@ def test_stale_queries_answer_from_executed_state_under_grants() -> None:
     assert code(STRANGER.public, codec.encode(kv.Range(b"guest/k"))) == "permission_denied"
 
 
+def test_a_batch_can_look_at_and_answer_a_bounded_amount() -> None:
+    """Goal: no batch stalls replicas or fills memory, and a bundle's answers fit a frame.
+
+    Method: many large reads.
+    """
+    scene = Scene(range_keys_max=50, range_bytes_max=1_600_000)
+    scene.open()
+    for i in range(40):
+        scene.put(b"k%d" % i, bytes(10_000))
+    whole = kv.Range(b"k", b"l")
+    first = scene.next[USER.public, 1]
+    several = scene.commit(scene.payload([whole] * 5, first=first))
+    many = scene.commit(*[scene.payload([whole], first=first + 5 + i) for i in range(8)])
+
+    assert [failure(each) for each in results(several)] == ["", "", "", "too_large", "too_large"]
+    assert [failure(each) for each in results(many)] == [""] * 5 + ["too_large"] * 3
+    later = scene.commit(scene.payload([whole], first=first + 13))
+    assert not failure(results(later)[0])
+
+
+def test_stale_queries_do_not_touch_what_batches_may_do() -> None:
+    """Goal: local reads never make replicas differ. Method: one of two replicas is queried all the time."""
+    quiet, busy = Scene(range_keys_max=4), Scene(range_keys_max=4)
+    for scene in (quiet, busy):
+        for i in range(4):
+            scene.put(b"k%d" % i, b"")
+        scene.open(session=2)
+    for first in range(1, 6):
+        for scene in (quiet, busy):
+            payloads = [
+                scene.payload([kv.Range(b"k", b"l")] * 3, first=first * 6 + 3 * i, session=2) for i in (0, 1)
+            ]
+            scene.commit(*payloads)
+        busy.ledger.query(USER.public, codec.encode(kv.Range(b"k", b"l")))
+
+    assert busy.ledger.history_digest == quiet.ledger.history_digest
+
+
 def test_answered_knows_whole_bundles_only() -> None:
     """Goal: a retry is answered from memory, anything new is ordered.
 

@@ -7,13 +7,14 @@ from collections.abc import Callable
 import pytest
 
 from dwcp.api import kv
-from dwcp.consensus.core.machine import Commit, Payload
+from dwcp.consensus.core.machine import Commit, Payload, Persist, Send
 from dwcp.consensus.crypto.codec import encode
 from dwcp.consensus.ledger.ledger import Executed, Outcome
 from dwcp.consensus.ledger.messages import Answer
 from dwcp.consensus.ledger.operations import Bundle
 from dwcp.consensus.sim.checkers import (
     Agreement,
+    Barriers,
     Linearizability,
     Model,
     Sessions,
@@ -109,6 +110,21 @@ def test_a_new_vote_in_a_view_that_was_left_is_seen() -> None:
     votes.sent(1, [Vote("prepare", 2, 5, b"a"), Vote("prepare", 3, 5, b"a")])
     with pytest.raises(Violation, match="stale_vote"):
         votes.sent(1, [Vote("prepare", 2, 6, b"a")])
+
+
+def test_what_leaves_before_its_record_is_durable_is_seen() -> None:
+    """Goal: the barrier holds by the disk's count. Method: a record, then a frame and a decision behind it."""
+    barriers = Barriers()
+    barriers.started(0)
+    barriers.emitted(0, [Send((1,), b"before"), Persist(b"r"), Send((1,), b"after"), commit(1)])
+    barriers.sent(0, b"before")
+    with pytest.raises(Violation, match="barrier"):
+        barriers.sent(0, b"after")
+    with pytest.raises(Violation, match="barrier"):
+        barriers.executed(0, 1)
+    barriers.synced(0, 1)
+    barriers.sent(0, b"after")
+    barriers.executed(0, 1)
 
 
 PUT = kv.Put(b"k", b"v")

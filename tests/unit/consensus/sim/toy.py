@@ -211,6 +211,9 @@ class ToyCast:
         if kind == "A":
             world.votes.sent(node.replica, [Vote("append", 1, slot, content)])
 
+    def synced(self, world: World, node: Node, records: int) -> None:
+        pass
+
     def distortion(self, liar: Liar) -> Distort:
         raise NotImplementedError
 

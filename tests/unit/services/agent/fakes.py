@@ -232,6 +232,7 @@ class FolderGoods:
     published: Path
     delays: int = 0
     released: list[str] = field(default_factory=list)
+    claimed: list[str] = field(default_factory=list)
 
     async def fetch(self, payload: PayloadRef, into: Path, *, owner: str, progress: Progress) -> None:
         source = self.payloads / payload.root
@@ -260,6 +261,9 @@ class FolderGoods:
 
     async def release(self, owner: str) -> None:
         self.released.append(owner)
+
+    async def claims(self) -> list[str]:
+        return self.claimed
 
 
 @dataclass

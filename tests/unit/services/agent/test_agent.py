@@ -18,6 +18,7 @@ from dwcp.control.attempt import Cause
 from dwcp.runtime import sandbox
 from dwcp.runtime.attempts import Prepared
 from dwcp.runtime.clock import SystemClock
+from dwcp.services.agent.claims import UNKNOWN_KEPT_NS, Claims
 from dwcp.services.agent.courier import output_folder
 from dwcp.services.agent.ports import OutputRefused
 
@@ -161,7 +162,7 @@ def test_a_replaced_attempt_is_stopped_and_a_new_one_here_waits_for_it(tmp_path:
         machine = Machine(tmp_path)
         submit(machine, "echo started; sleep 1.5; echo ended", retry=Retry.SAFE)
         async with machine.running():
-            await machine.until(W, "running")
+            await machine.until_true(lambda: bool(machine.said(W)))
             machine.log.change(W, lambda state: msgspec.structs.replace(state, state=State.PENDING, node=""))
             machine.log.place(W, NODE, lease_ms=machine.lease_ms)
             await machine.until(W, "done")
@@ -316,6 +317,24 @@ def test_a_missed_deadline_is_recorded_and_not_fatal(tmp_path: Path) -> None:
         async with machine.running():
             await machine.until(W, "done")
         assert machine.log.state(W).deadline_missed
+
+    asyncio.run(story())
+
+
+def test_payloads_are_given_back_once_their_workload_has_ended(tmp_path: Path) -> None:
+    """Goal: bounded disk at the source. Method: claims of a pending, an ended, a fresh unknown and an old
+    unknown workload; only the ended and the old unknown one are released."""
+
+    async def story() -> None:
+        machine = Machine(tmp_path)
+        machine.log.submit(spec(W, "true"))
+        machine.log.submit(spec("w-bbbbbbbbbb", "true"))
+        machine.log.change("w-bbbbbbbbbb", lambda state: msgspec.structs.replace(state, state=State.DONE))
+        machine.goods.claimed = [W, "w-bbbbbbbbbb", "w-cccccccccc", "w-dddddddddd", "output-w-bbbbbbbbbb-1"]
+        claims = Claims(machine.log, machine.goods)
+        claims.first_seen_ns["w-dddddddddd"] = -UNKNOWN_KEPT_NS
+        await claims.sweep(now_ns=0)
+        assert machine.goods.released == ["w-bbbbbbbbbb", "w-dddddddddd"]
 
     asyncio.run(story())
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from dwcp.consensus.core.machine import Payload
 from dwcp.consensus.core.views.votes import Signed, VoteBox
 
+CONTENTS_MAX = 8  # batches kept for one undecided slot
+
 
 @dataclass(frozen=True, slots=True)
 class Content:
@@ -101,6 +103,17 @@ class Slot:
         self.leader_signature = leader_signature
         self.certified = certified
         self.accepted_ms = now_ms
+
+    def keep(self, digest: bytes, content: Content) -> None:
+        """Remember what was voted for until the slot is decided: a later view may need it again.
+
+        Bounded: after `CONTENTS_MAX` views without a decision the oldest that nothing refers to goes.
+        """
+        self.contents[digest] = content
+        prepared = self.prepared.digest if self.prepared is not None else None
+        if len(self.contents) > CONTENTS_MAX:
+            spare = [d for d in self.contents if d not in (digest, self.digest, prepared)]
+            del self.contents[spare[0]]
 
     def content(self) -> Content | None:
         """What this slot holds as far as known: the decided batch, else the accepted one."""

@@ -6,7 +6,7 @@ reports what looks like a lie through `on_suspicion`, and never leaves a view it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dwcp.consensus.core.committee import Committee
@@ -110,6 +110,10 @@ class Agreement:
         if not (standing.leading and standing.works and self._voice.speaks):
             return
         while len(self._pool) and self.next_slot <= self._window.high and self._may_run_ahead():
+            slot = self._log.get(self.next_slot)
+            if slot is not None and slot.decision is not None:
+                self.next_slot += 1
+                continue
             previous_ms = self._time_before(self.next_slot)
             if previous_ms is None:
                 return
@@ -166,7 +170,7 @@ class Agreement:
                 self._say_votes(slot, (message.sender,))
             return
         if self._plausible(body):
-            self._check_proposal(Proposal(message, body, self._own_copies(wire.unpack(body.batch))))
+            self._check_proposal(Proposal(message, body, wire.unpack(body.batch)))
 
     def _plausible(self, body: Propose) -> bool:
         params = self._params
@@ -178,31 +182,41 @@ class Agreement:
             and self._rules.binds(body.digest, wire.batch_digest(body.batch))
         )
 
-    def _own_copies(self, content: Content) -> Content:
-        """Prefer payloads that were authenticated here: their bodies need no second check."""
-        if not len(self._pool):
-            return content
-        known = self._pool.known
-        return Content(content.time_ms, tuple([known(p) or p for p in content.payloads]))
-
     def _check_proposal(self, proposal: Proposal) -> None:
         body, content = proposal.body, proposal.content
-        missing = tuple(p.digest for p in content.payloads if p.body is None)
-        if missing:
-            if len(self._awaiting) < HELD_PROPOSALS_MAX:
-                self._awaiting[body.slot] = proposal
-                self._voice.effects.append(Fetch(missing, (self._standing.leader,)))
-            return
+        payloads: Sequence[Payload] = content.payloads
+        if None in body.batch.bodies:
+            missing = tuple(p.digest for p in payloads if p.body is None)
+            if missing:
+                self._await_bodies(proposal, missing)
+                return
+        elif len(self._pool):
+            proposal, payloads = self._own_copies(proposal)
         header = self._voice.claim(
             Kind.PROPOSE,
             proposal.message.sender,
             statement(body.slot, body.view, body.digest),
             proposal.message.signature,
         )
-        known = self._pool.known
-        unknown = tuple([p for p in content.payloads if known(p) is not p])
-        claims: tuple[Claim, ...] = (header, PayloadClaim(unknown)) if unknown else (header,)
+        claims: tuple[Claim, ...] = (header, PayloadClaim(tuple(payloads))) if payloads else (header,)
         self._voice.verify(proposal, claims)
+
+    def _own_copies(self, proposal: Proposal) -> tuple[Proposal, Sequence[Payload]]:
+        """Payloads that wait here were authenticated: they stand in for the leader's; the rest is to check."""
+        known = self._pool.known
+        payloads, unknown = [], []
+        for payload in proposal.content.payloads:
+            mine = known(payload)
+            payloads.append(mine or payload)
+            if mine is None:
+                unknown.append(payload)
+        content = Content(proposal.content.time_ms, tuple(payloads))
+        return Proposal(proposal.message, proposal.body, content), unknown
+
+    def _await_bodies(self, proposal: Proposal, missing: tuple[bytes, ...]) -> None:
+        if len(self._awaiting) < HELD_PROPOSALS_MAX:
+            self._awaiting[proposal.body.slot] = proposal
+            self._voice.effects.append(Fetch(missing, (self._standing.leader,)))
 
     def on_payloads(self, payloads: tuple[Payload, ...]) -> None:
         """Bodies that were fetched: proposals that lacked them go on."""
@@ -267,7 +281,8 @@ class Agreement:
             return
         self._held.pop(slot.index, None)
         self._take(slot, body.digest, proposal.message.signature, content, now_ms=now_ms)
-        self._vote(slot, content, now_ms=now_ms)
+        whole = None if None in body.batch.bodies else body.batch
+        self._vote(slot, content, now_ms=now_ms, batch=whole)
         self.retry_held(now_ms)
 
     def _hold(self, index: int, proposal: Proposal) -> None:
@@ -290,7 +305,7 @@ class Agreement:
     ) -> None:
         slot.accept(digest, leader_signature, certified=False, now_ms=now_ms)
         self._log.top = max(self._log.top, slot.index)
-        slot.contents[digest] = content
+        slot.keep(digest, content)
         self._pool.place(slot.index, content.payloads)
         for other in sorted(slot.rumours):
             if other != digest:
@@ -315,7 +330,7 @@ class Agreement:
 
     # ------------------------------------------------------------ votes
 
-    def _vote(self, slot: Slot, content: Content, *, now_ms: int) -> None:
+    def _vote(self, slot: Slot, content: Content, *, now_ms: int, batch: wire.Batch | None = None) -> None:
         """PREPARE what was accepted; the leader's header is its vote."""
         view, digest = self._standing.current, slot.digest
         if digest is None or slot.my_prepare or not self._standing.works:
@@ -324,7 +339,7 @@ class Agreement:
             return
         if self._voice.speaks:
             slot.voted_view, slot.voted_digest = view, digest
-            batch = None if digest in slot.written else wire.pack(content)
+            batch = None if digest in slot.written else batch or wire.pack(content)
             slot.written.add(digest)
             if self._standing.leading:
                 self._voice.later(Voted(slot.index, view, digest, slot.leader_signature, b"", batch))

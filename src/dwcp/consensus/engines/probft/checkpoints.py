@@ -238,6 +238,8 @@ class Checkpoints:
         if point.index > self._log.decided and self._delivery.delivered >= point.index:
             self._log.jump(point.index, point.time_ms)
             self._delivery.advance()
+        if 0 < self._delivery.installing < point.index:
+            self._install(stable)  # peers keep only the newest: an older one may never arrive
         self.truncate()
 
     def truncate(self) -> None:

@@ -121,7 +121,9 @@ class ProBFT:
         self._standing = standing = Standing(committee)
         self._log = log = SlotLog()
         self._window = window = CheckpointWindow(interval=params.checkpoint_interval, size=params.window)
-        self._pool = pool = Pool(bytes_max=params.pending_bytes_max, count_max=params.pending_count_max)
+        self._pool = pool = Pool(
+            bytes_max=params.pending_bytes_max, count_max=params.pending_count_max, patience=n
+        )
         self._sync = sync = Synchroniser(n=n, me=me, weak=weak, strong=strong)
         self._pace = pace = Pacemaker(start_ms=params.timeout_start_ms, cap_ms=params.timeout_cap_ms)
         self._delivery = delivery = Delivery(

@@ -300,22 +300,16 @@ def well_formed(batch: Batch, *, count_max: int, bytes_max: int) -> bool:
     count = len(batch.bodies)
     if count > count_max or len(batch.tags) != count or len(batch.digests) != SIZE * count:
         return False
-    size = sum([len(b) for b in batch.bodies if b is not None]) + sum([len(t) for t in batch.tags])
+    bodies = [b for b in batch.bodies if b is not None]
+    size = sum(map(len, bodies)) + sum(map(len, batch.tags))
     return count <= 1 or size <= bytes_max
 
 
 def unpack(batch: Batch) -> Content:
     """The content of a well-formed batch; bodies are not compared with their digests here."""
     digests = batch.digests
-    return Content(
-        batch.time_ms,
-        tuple(
-            [
-                Payload(digests[i * SIZE : (i + 1) * SIZE], body, tags)
-                for i, (body, tags) in enumerate(zip(batch.bodies, batch.tags, strict=True))
-            ]
-        ),
-    )
+    each = [digests[i : i + SIZE] for i in range(0, len(digests), SIZE)]
+    return Content(batch.time_ms, tuple(map(Payload, each, batch.bodies, batch.tags)))
 
 
 def bodies_match(content: Content) -> bool:

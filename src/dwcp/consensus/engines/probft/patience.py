@@ -88,6 +88,8 @@ class Patience:
         self._same_slot = self._same_slot + 1 if same_slot else 0
         self._uninstalled = self._uninstalled + 1 if not self._standing.installed else 0
         failed = max(self._same_payload, self._same_slot, self._uninstalled) >= LOOKS
+        if self._same_payload >= LOOKS and self._pool.blame_oldest():
+            self._voice.note("payload.abandoned", pending=len(self._pool))
         if failed:
             self._same_payload = self._same_slot = self._uninstalled = 0
         self._set()

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 
 from dwcp.consensus.core.machine import Payload
 
+BLAMES_MAX = 1024  # payloads over which views failed, remembered
+
 
 def size_of(payload: Payload) -> int:
     """Bytes that count against limits: body and tags."""
@@ -18,9 +20,11 @@ def size_of(payload: Payload) -> int:
 class Pool:
     """Invariant: no digest is both pending and placed; `pending_bytes` is the sum over pending."""
 
-    __slots__ = ("_bytes_max", "_count_max", "_pending", "_placed", "pending_bytes")
+    __slots__ = ("_blames", "_bytes_max", "_count_max", "_patience", "_pending", "_placed", "pending_bytes")
 
-    def __init__(self, *, bytes_max: int, count_max: int) -> None:
+    def __init__(self, *, bytes_max: int, count_max: int, patience: int) -> None:
+        self._blames: dict[bytes, int] = {}
+        self._patience = patience
         self._bytes_max = bytes_max
         self._count_max = count_max
         self._pending: dict[bytes, Payload] = {}
@@ -55,15 +59,34 @@ class Pool:
         dropped = 0
         for payload in payloads:
             key = payload.digest
-            if key in self._pending or key in self._placed:
+            if payload.body is None or key in self._pending or key in self._placed:
                 continue
-            size = size_of(payload)
+            size = len(payload.body) + len(payload.tags)
             if len(self._pending) >= self._count_max or self.pending_bytes + size > self._bytes_max:
                 dropped += 1
                 continue
             self._pending[key] = payload
             self.pending_bytes += size
         return dropped
+
+    def blame_oldest(self) -> bool:
+        """A view failed over the oldest payload; True where it is abandoned now.
+
+        After `patience` failed views (every leader had its turn) it is not the leaders
+        that are to blame: a client may have vouched for it to some replicas only. An
+        honest client submits again.
+        """
+        key = self.oldest()
+        if key is None:
+            return False
+        count = self._blames.pop(key, 0) + 1
+        if count < self._patience:
+            self._blames[key] = count
+            if len(self._blames) > BLAMES_MAX:
+                del self._blames[next(iter(self._blames))]
+            return False
+        self.pending_bytes -= size_of(self._pending.pop(key))
+        return True
 
     def batch(self, *, count_max: int, bytes_max: int) -> tuple[Payload, ...]:
         """The oldest payloads that fit one slot; always at least one if any waits."""
@@ -78,12 +101,15 @@ class Pool:
 
     def place(self, slot: int, payloads: Sequence[Payload]) -> None:
         """These are in `slot` now."""
-        pending, placed = self._pending, self._placed
-        for payload in payloads:
-            mine = pending.pop(payload.digest, None)
+        digests = [payload.digest for payload in payloads]
+        self._placed.update(dict.fromkeys(digests, slot))
+        pending = self._pending
+        if not pending:
+            return
+        for digest in digests:
+            mine = pending.pop(digest, None)
             if mine is not None:
                 self.pending_bytes -= size_of(mine)
-            placed[payload.digest] = slot
 
     def restore(self, slot: int, payloads: Sequence[Payload]) -> None:
         """`slot` will not hold these after all: they wait again, before everything younger."""
@@ -96,6 +122,7 @@ class Pool:
 
     def forget(self, slot: int, payloads: Sequence[Payload]) -> None:
         """`slot` was truncated: the ledger's sessions recognise repetitions from here on."""
-        for payload in payloads:
-            if self._placed.get(payload.digest) == slot:
-                del self._placed[payload.digest]
+        placed = self._placed
+        for digest in [payload.digest for payload in payloads]:
+            if placed.get(digest) == slot:
+                del placed[digest]
