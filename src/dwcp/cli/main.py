@@ -68,6 +68,7 @@ EXIT_CODES: dict[str, Exit] = {
     "dwcp.consensus.core.errors.CoreError": Exit.FAILED,
     "dwcp.control.errors.ControlError": Exit.REFUSED,
     "dwcp.compression.errors.PayloadRefused": Exit.REFUSED,
+    "dwcp.compression.errors.PayloadChanged": Exit.REFUSED,
     "dwcp.compression.errors.TransferError": Exit.FAILED,
 }
 
