@@ -139,7 +139,7 @@ class AttemptDirectory:
     def fresh_work(self) -> Path:
         """An empty work folder; what an interrupted materialisation left is dropped."""
         if self.work.exists():
-            shutil.rmtree(self.work)
+            remove_tree(self.work)
         self.work.mkdir(mode=0o700)
         return self.work
 
@@ -273,7 +273,7 @@ class AttemptDirectory:
         """Nothing is left to do: drop the work folder, keep the record and the logs."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.work.exists():
-            shutil.rmtree(self.work)
+            remove_tree(self.work)
         shim.write_durable(self.file("closed"), b"")
 
     @property
@@ -284,7 +284,7 @@ class AttemptDirectory:
         """Renamed first, so that an interrupted deletion is no attempt with half its files."""
         doomed = self.path.with_name(f".{self.name}")
         self.path.rename(doomed)
-        shutil.rmtree(doomed)
+        remove_tree(doomed)
 
     def facts(self, *, ship_failed: str = "", start_failed: str = "", publish_failed: str = "") -> Facts:
         """Everything `decide` needs. `alive` is read before `exit`, so no recorded end is missed."""
@@ -310,3 +310,14 @@ def hand_over(directory: Path, uid: int) -> None:
     for parent, folders, files in os.walk(directory):
         for name in (*folders, *files):
             os.chown(Path(parent, name), uid, uid, follow_symlinks=False)
+
+
+def remove_tree(directory: Path) -> None:
+    """Delete a tree whose folders may be read-only: payloads bring such modes, commands make them."""
+    directory.chmod(0o700)
+    for parent, folders, _ in os.walk(directory):
+        for name in folders:
+            folder = Path(parent, name)
+            if not folder.is_symlink():
+                folder.chmod(0o700)
+    shutil.rmtree(directory)
