@@ -270,11 +270,20 @@ def children(pid: int) -> list[int]:
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of `pid` and everything below it; shared pages count for each."""
-    pages = 0
-    with contextlib.suppress(OSError, IndexError):
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * resource.getpagesize() + sum(resident_bytes(child) for child in children(pid))
+    """Memory of `pid` and everything below it; a page that several share counts once among them."""
+    return _share_bytes(pid) + sum(resident_bytes(child) for child in children(pid))
+
+
+def _share_bytes(pid: int) -> int:
+    """The kernel's proportional share, or, where it is not shown to us, the private pages."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError, ValueError):
+        _, resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[:3]
+        return (int(resident) - int(shared)) * resource.getpagesize()
+    return 0
 
 
 def _walk(directory: Path) -> Iterator[os.stat_result]:
