@@ -7,6 +7,7 @@ the flock on `lock` is held by the shim and by everything in its sandbox.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -197,11 +198,25 @@ class AttemptDirectory:
             temporary.write_text(cause.value)
             temporary.rename(self.file("stop"))
 
-    def kill_shim(self) -> None:
-        """For a shim that does not act on `stop`: the kernel kills its command with it."""
+    def kill(self) -> None:
+        """For a shim that does not act on `stop`, and for what one left behind when it was killed."""
         identity = self.shim()
         if identity is not None and identity.runs:
             os.kill(identity.pid, signal.SIGKILL)
+        self.kill_orphans()
+
+    def kill_orphans(self) -> None:
+        """A shim killed while its sandbox was being set up leaves a bubblewrap behind that never ends.
+
+        The lock is held, so members of the shim's session live, so its number was not given to others.
+        """
+        identity = self.shim()
+        if identity is None or identity.runs or identity.boot_id != shim.boot_id() or not self.is_alive:
+            return
+        for pid in shim.session_members(identity.pid):
+            if shim.start_ticks(pid) >= identity.start_ticks:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def _marker(self) -> dict[str, Any] | None:
         try:
