@@ -67,7 +67,9 @@ EXIT_CODES: dict[str, Exit] = {
     "dwcp.runtime.client.Refused": Exit.REFUSED,
     "dwcp.consensus.core.errors.CoreError": Exit.FAILED,
     "dwcp.control.errors.ControlError": Exit.REFUSED,
-    "dwcp.compression.errors.CompressionError": Exit.FAILED,
+    "dwcp.compression.errors.PayloadRefused": Exit.REFUSED,
+    "dwcp.compression.errors.PayloadChanged": Exit.REFUSED,
+    "dwcp.compression.errors.TransferError": Exit.FAILED,
 }
 
 
