@@ -100,7 +100,7 @@ class Replica:
         self._signer = signer
         self._voting = voting
         self._limits = limits or Limits()
-        self._outbox = outbox or Outbox()
+        self._outbox = outbox if outbox is not None else Outbox()
         self._fetch = PayloadFetch(me=me, n=genesis.n)
         self._transfer = SnapshotTransfer(me=me, n=genesis.n)
         self._offered = {snapshot.root: snapshot for snapshot in snapshots}

@@ -139,10 +139,11 @@ class Votes:
         distinct = len(set(signers))
         require(distinct >= certificate.need, "certificate", f"{what} with {distinct} signers")
         for signer in signers:
-            given = self._given.get((signer, vote.phase, vote.view, vote.slot))
-            own_unsent = given is None and signer == replica  # durable here, lost on its way out
+            key = (signer, vote.phase, vote.view, vote.slot)
+            if signer == replica:  # its own vote may be durable and lost on its way out: this gives it
+                self._given.setdefault(key, vote.digest)
             require(
-                given == vote.digest or signer in liars or own_unsent,
+                signer in liars or self._given.get(key) == vote.digest,
                 "certificate",
                 f"{what}, but replica {signer} gave no such vote",
             )
