@@ -207,7 +207,7 @@ class Replica:
             outputs += answers
             if payload is not None:
                 try:
-                    self._vouch(payload)
+                    self._checker.admit(payload)  # by a backup too: it may lead next
                 except BundleRefused as exc:
                     outputs.append(self._port.refuse(connection, "bundle", str(exc)))
                     continue
@@ -216,18 +216,11 @@ class Replica:
             outputs += self._submit(tuple(payloads), now_ms)
         return outputs
 
-    def _vouch(self, payload: m.Payload) -> None:
-        """By signature where this replica leads, else by tag. Raises `BundleRefused`."""
-        if self._machine.leader == self._me:
-            self._checker.admit(payload)
-        elif not self._checker.vouched(payload):
-            raise BundleRefused("neither the tag nor the signature vouches for the bundle")
-
     def _submit(self, payloads: tuple[m.Payload, ...], now_ms: int) -> list[Output]:
         """Order clients' payloads; the leader hears of them too."""
         outputs: list[Output] = []
         if self._machine.leader != self._me:
-            outputs.append(ToPeers((self._machine.leader,), encode_forward(payloads)))
+            outputs += [ToPeers((self._machine.leader,), frame) for frame in forward_frames(payloads)]
         return outputs + self._step(m.Submitted(payloads), now_ms)
 
     def client_closed(self, connection: int) -> None:
