@@ -1,0 +1,68 @@
+"""Tokens are known by their hash, and a revocation acts at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dwcp.runtime.errors import KeyUnusable
+from dwcp.runtime.tokens import Role, TokenBook
+
+
+def test_token_is_found_and_not_stored(tmp_path: Path) -> None:
+    """Goal: the file does not give tokens away. Method: search it for the token."""
+    book = TokenBook(tmp_path / "tokens.json")
+    token = book.create("ci", Role.OPERATOR, now_ms=1)
+
+    found = book.find(token)
+
+    assert found is not None
+    assert (found.name, found.role) == ("ci", Role.OPERATOR)
+    assert token not in (tmp_path / "tokens.json").read_text()
+    assert (tmp_path / "tokens.json").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("presented", ["", "x", "é\0", "a" * 10_000])
+def test_strangers_are_not_found(tmp_path: Path, presented: str) -> None:
+    """Goal: nothing else passes. Method: present other strings."""
+    book = TokenBook(tmp_path / "tokens.json")
+    book.create("ci", Role.VIEWER, now_ms=1)
+
+    assert book.find(presented) is None
+
+
+def test_revocation_reaches_other_readers(tmp_path: Path) -> None:
+    """Goal: a running service refuses a revoked token. Method: two books on one file."""
+    service, operator = TokenBook(tmp_path / "tokens.json"), TokenBook(tmp_path / "tokens.json")
+    token = operator.create("ci", Role.ADMIN, now_ms=1)
+    assert service.find(token) is not None
+
+    operator.revoke("ci")
+
+    assert service.find(token) is None
+
+
+def test_names_are_unique_and_known(tmp_path: Path) -> None:
+    """Goal: no two tokens share a name, unknown names are told. Method: both mistakes."""
+    book = TokenBook(tmp_path / "tokens.json")
+    book.create("ci", Role.VIEWER, now_ms=1)
+
+    with pytest.raises(KeyUnusable, match="exists: revoke it first"):
+        book.create("ci", Role.VIEWER, now_ms=2)
+    with pytest.raises(KeyUnusable, match="no token is named 'cd'"):
+        book.revoke("cd")
+
+
+def test_roles_include_the_lesser() -> None:
+    """Goal: an admin may do what an operator may. Method: compare all pairs."""
+    table = {(a, b): a.includes(b) for a in Role for b in Role}
+
+    assert [pair for pair, holds in table.items() if holds] == [
+        (Role.VIEWER, Role.VIEWER),
+        (Role.OPERATOR, Role.VIEWER),
+        (Role.OPERATOR, Role.OPERATOR),
+        (Role.ADMIN, Role.VIEWER),
+        (Role.ADMIN, Role.OPERATOR),
+        (Role.ADMIN, Role.ADMIN),
+    ]
