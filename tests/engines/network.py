@@ -108,6 +108,7 @@ class Network:
         self.flying: list[tuple[int, int, bytes]] = []
         self.sent: list[tuple[int, int, Message]] = []
         self.drop: Callable[[int, int, Message], bool] = lambda sender, to, message: False
+        self.serves: Callable[[int], bool] = lambda index: True  # whether a snapshot still exists
         self.verifier = KeyedVerifier()
         self.trace: list[str] | None = None
         self.votes: dict[tuple[int, int, int, int], bytes] = {}
@@ -221,6 +222,8 @@ class Network:
             self.feed(node.me, machine.Snapshotted(commit.index, root))
 
     def _install(self, node: Node, index: int, sources: tuple[int, ...]) -> None:
+        if not self.serves(index):
+            return
         for source in sources:
             found, history = self.nodes[source].snapshot
             if found >= index:

@@ -222,6 +222,30 @@ def test_a_laggard_beyond_the_window_installs_a_snapshot() -> None:
     assert net.all_committed("after")
 
 
+@pytest.mark.parametrize("more", [8, 16, 24])
+def test_a_snapshot_that_is_gone_is_not_waited_for(more: int) -> None:
+    """Goal: a laggard always catches up. Method: the snapshot it asks for no longer exists when it asks.
+
+    `more` slots follow, then all is idle: a newer one must be asked for without further progress.
+    """
+    net = Network()
+    net.drop = lambda sender, to, message: 3 in (sender, to)
+    for i in range(24):
+        net.submit(f"p{i}", to=(0, 1, 2))
+        net.run()
+    net.serves = lambda index: False
+    net.drop = lambda sender, to, message: False
+    net.tick(times=40)
+    assert net.nodes[3].installs
+    gone = max(net.nodes[3].installs)
+    net.serves = lambda index: index > gone
+    for i in range(more):
+        net.submit(f"more{i}", to=(0, 1, 2))
+        net.tick(times=1)
+    net.tick(ms=250, times=60)
+    assert net.nodes[3].applied == 24 + more
+
+
 def test_a_learner_follows_and_signs_nothing() -> None:
     """Goal: a replica without its journal. Method: replica 3 learns; it never signs, and catches up."""
     net = Network(learners=frozenset({3}))

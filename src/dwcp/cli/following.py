@@ -27,6 +27,7 @@ WAIT_S = 10
 PATIENCE_MS = 120_000  # how long an absent manager is waited for
 RECEIPT_PATIENCE_MS = 40_000  # an end's receipt may have to be fetched again by the manager
 PAUSE_S = 0.5
+STATES = frozenset(state.value for state in State)
 EXIT = {
     State.DONE: Exit.OK,
     State.FAILED: Exit.FAILED,
@@ -50,6 +51,7 @@ class Screen:
         self._bars = bars
         self._say = say
         self._task = bars.add_task("waiting", total=None, state="")
+        self._states: set[tuple[str, int]] = set()  # told by the log and by the agent: shown once
 
     def event(self, report: Report) -> None:
         if report.kind is EventKind.SHIPPING:
@@ -57,6 +59,10 @@ class Screen:
             shown = f"{mib(moved)} of {mib(total)} to {report.node}"
             self._bars.update(self._task, description="shipping", completed=moved, total=total, state=shown)
             return
+        told = (report.kind.value, report.attempt)
+        if report.kind.value in STATES and told in self._states:
+            return
+        self._states.add(told)
         self._bars.update(
             self._task, description=report.kind.value, completed=0, total=None, state=report.node
         )

@@ -6,8 +6,10 @@ answers it; a peer's fault and a user's fault are both in the 400s.
 
 from __future__ import annotations
 
+from dwcp.consensus.core.errors import CoreError
 
-class TransferError(Exception):
+
+class TransferError(CoreError):
     """An error of the data path; its message is a sentence for the person who has to act."""
 
     status = 400

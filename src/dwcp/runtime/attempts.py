@@ -7,6 +7,7 @@ the flock on `lock` is held by the shim and by everything in its sandbox.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -139,7 +140,7 @@ class AttemptDirectory:
     def fresh_work(self) -> Path:
         """An empty work folder; what an interrupted materialisation left is dropped."""
         if self.work.exists():
-            shutil.rmtree(self.work)
+            remove_tree(self.work)
         self.work.mkdir(mode=0o700)
         return self.work
 
@@ -197,11 +198,25 @@ class AttemptDirectory:
             temporary.write_text(cause.value)
             temporary.rename(self.file("stop"))
 
-    def kill_shim(self) -> None:
-        """For a shim that does not act on `stop`: the kernel kills its command with it."""
+    def kill(self) -> None:
+        """For a shim that does not act on `stop`, and for what one left behind when it was killed."""
         identity = self.shim()
         if identity is not None and identity.runs:
             os.kill(identity.pid, signal.SIGKILL)
+        self.kill_orphans()
+
+    def kill_orphans(self) -> None:
+        """A shim killed while its sandbox was being set up leaves a bubblewrap behind that never ends.
+
+        The lock is held, so members of the shim's session live, so its number was not given to others.
+        """
+        identity = self.shim()
+        if identity is None or identity.runs or identity.boot_id != shim.boot_id() or not self.is_alive:
+            return
+        for pid in shim.session_members(identity.pid):
+            if shim.start_ticks(pid) >= identity.start_ticks:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def _marker(self) -> dict[str, Any] | None:
         try:
@@ -273,7 +288,7 @@ class AttemptDirectory:
         """Nothing is left to do: drop the work folder, keep the record and the logs."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.work.exists():
-            shutil.rmtree(self.work)
+            remove_tree(self.work)
         shim.write_durable(self.file("closed"), b"")
 
     @property
@@ -284,7 +299,7 @@ class AttemptDirectory:
         """Renamed first, so that an interrupted deletion is no attempt with half its files."""
         doomed = self.path.with_name(f".{self.name}")
         self.path.rename(doomed)
-        shutil.rmtree(doomed)
+        remove_tree(doomed)
 
     def facts(self, *, ship_failed: str = "", start_failed: str = "", publish_failed: str = "") -> Facts:
         """Everything `decide` needs. `alive` is read before `exit`, so no recorded end is missed."""
@@ -310,3 +325,14 @@ def hand_over(directory: Path, uid: int) -> None:
     for parent, folders, files in os.walk(directory):
         for name in (*folders, *files):
             os.chown(Path(parent, name), uid, uid, follow_symlinks=False)
+
+
+def remove_tree(directory: Path) -> None:
+    """Delete a tree whose folders may be read-only: payloads bring such modes, commands make them."""
+    directory.chmod(0o700)
+    for parent, folders, _ in os.walk(directory):
+        for name in folders:
+            folder = Path(parent, name)
+            if not folder.is_symlink():
+                folder.chmod(0o700)
+    shutil.rmtree(directory)

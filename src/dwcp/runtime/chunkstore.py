@@ -331,14 +331,19 @@ class ChunkStore:
             raise QuotaExceeded(
                 f"the store {self.directory} may hold {self._quota_bytes} bytes and holds {self._bytes}"
             )
-        with _sentences(self.directory):
-            status = os.statvfs(self.directory)
-        free = status.f_bavail * status.f_frsize
+        if self._free() < self._reserve_bytes + size:
+            self.sweep()
+        free = self._free()
         if free < self._reserve_bytes + size:
             raise StoreFull(
                 f"the disk of {self.directory} has {free} bytes free, {self._reserve_bytes} are kept: "
                 "free space there and try again"
             )
+
+    def _free(self) -> int:
+        with _sentences(self.directory):
+            status = os.statvfs(self.directory)
+        return status.f_bavail * status.f_frsize
 
     def _write(self, path: Path, data: bytes, *, sync: bool) -> None:
         temporary = self.directory / "tmp" / secrets.token_hex(8)

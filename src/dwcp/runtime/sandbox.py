@@ -31,6 +31,9 @@ SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 ETC = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime")
 ETC_EGRESS = ("/etc/resolv.conf", "/etc/ssl/certs", "/etc/hosts", "/etc/nsswitch.conf", "/etc/services")
 
+# The command's first step: say so on standard output, wait for the shim's word, or end if it is dead.
+GATE = 'echo && read -r go && exec "$@" </dev/null'
+
 PASSWD = f"job:x:{INNER_ID}:{INNER_ID}:job:/work:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
 GROUP = f"job:x:{INNER_ID}:\nnogroup:x:65534:\n"
 
@@ -111,11 +114,12 @@ def bubblewrap(confinement: Confinement, *, work: str, links: Mapping[str, str])
     """The call, with `@lock`, `@status`, `@passwd`, `@group` where the shim puts descriptors.
 
     `work` is the folder that becomes /work. Limits on processes are set inside, where they count
-    per user namespace and so per command, even when the agent's own user runs much else.
+    per user namespace and so per command, even when the agent's own user runs much else. There is no
+    session of its own: the shim has one without a terminal, and finds by it what it left behind.
     """
     network = confinement.network is Network.EGRESS
     argv = ["bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"]
-    argv += ["--new-session", "--cap-drop", "ALL", "--clearenv", "--hostname", "job"]
+    argv += ["--cap-drop", "ALL", "--clearenv", "--hostname", "job"]
     argv += ["--uid", str(INNER_ID), "--gid", str(INNER_ID)]
     argv += ["--share-net"] if network else []
     argv += _system(links)
@@ -130,7 +134,18 @@ def bubblewrap(confinement: Confinement, *, work: str, links: Mapping[str, str])
     argv += ["--setenv", "PATH", "/usr/local/bin:/usr/bin:/bin", "--setenv", "HOME", "/work"]
     argv += ["--setenv", "LANG", "C.UTF-8", "--setenv", "TMPDIR", "/tmp"]  # noqa: S108
     argv += ["--sync-fd", "@lock", "--json-status-fd", "@status"]
-    return [*argv, "--", "prlimit", f"--nproc={PROCESSES_MAX}", "--", *confinement.run]
+    return [
+        *argv,
+        "--",
+        "sh",
+        "-c",
+        GATE,
+        "gate",
+        "prlimit",
+        f"--nproc={PROCESSES_MAX}",
+        "--",
+        *confinement.run,
+    ]
 
 
 def rlimits(confinement: Confinement, *, grouped: bool) -> dict[str, int]:

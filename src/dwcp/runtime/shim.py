@@ -55,6 +55,18 @@ def start_ticks(pid: int) -> int:
     return 0 if fields[0] in "ZX" else int(fields[19])
 
 
+def session_members(leader: int) -> list[int]:
+    """Processes of the session that `leader` made, itself included."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[3]) == leader and fields[0] not in "ZX":
+                    found.append(int(entry.name))
+    return found
+
+
 def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
@@ -202,14 +214,18 @@ class Stream:
     pipe: int
     file: int
     left: int  # bytes that may still be kept
+    announced: bool = True  # False: the first byte is the gate's and not the command's
     seen: int = 0
 
     def pump(self) -> bool:
         """Move what is there; False at the end of the stream."""
         try:
-            data = os.read(self.pipe, 65536)
+            data = os.read(self.pipe, 65536 if self.announced else 1)
         except BlockingIOError:
             return True
+        if not self.announced:
+            self.announced = bool(data)
+            return bool(data)
         self.seen += len(data)
         if kept := data[: self.left]:
             with contextlib.suppress(OSError):  # a full disk costs the log, not the command
@@ -226,25 +242,42 @@ class Stream:
 
 @dataclass(slots=True)
 class Command:
-    """The running sandbox. `outer` is bubblewrap, `inner` its pid namespace's first process (0: unknown)."""
+    """The running sandbox. `outer` is bubblewrap, `inner` its pid namespace's first process (0: unknown).
+
+    Bubblewrap ties the sandbox's life to its own only once all is set up; a shim killed before would
+    leave it running. So the command waits at a gate: it announces itself and reads one line from us.
+    """
 
     outer: int
     status_pipe: int
+    gate: int  # -1 once it is open
     streams: dict[int, Stream]
     started_s: float = field(default_factory=time.monotonic)
     inner: int = 0
-    entered: bool = False
     status_text: bytes = b""
 
+    @property
+    def entered(self) -> bool:
+        """Whether the sandbox was set up, up to the command's own first step."""
+        return all(stream.announced for stream in self.streams.values())
+
+    def open_gate(self) -> bool:
+        """Whether this call let the command begin."""
+        if self.gate < 0 or not self.entered:
+            return False
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self.gate, b"go\n")
+        os.close(self.gate)
+        self.gate = -1
+        return True
+
     def read_status(self) -> bool:
-        """Bubblewrap's JSON lines: the child's pid at once, the exit code only if the command was entered."""
+        """Bubblewrap's JSON lines, of which the child's pid is the one of interest."""
         data = os.read(self.status_pipe, 4096)
         self.status_text += data
         for line in self.status_text.split(b"\n"):
             with contextlib.suppress(ValueError):
-                facts = json.loads(line)
-                self.inner = facts.get("child-pid", self.inner)
-                self.entered = self.entered or "exit-code" in facts
+                self.inner = json.loads(line).get("child-pid", self.inner)
         return bool(data)
 
     def kill(self) -> None:
@@ -270,11 +303,20 @@ def children(pid: int) -> list[int]:
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of `pid` and everything below it; shared pages count for each."""
-    pages = 0
-    with contextlib.suppress(OSError, IndexError):
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * resource.getpagesize() + sum(resident_bytes(child) for child in children(pid))
+    """Memory of `pid` and everything below it; a page that several share counts once among them."""
+    return _share_bytes(pid) + sum(resident_bytes(child) for child in children(pid))
+
+
+def _share_bytes(pid: int) -> int:
+    """The kernel's proportional share, or, where it is not shown to us, the private pages."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError, ValueError):
+        _, resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[:3]
+        return (int(resident) - int(shared)) * resource.getpagesize()
+    return 0
 
 
 def _walk(directory: Path) -> Iterator[os.stat_result]:
@@ -371,6 +413,7 @@ def lease_lapsed(directory: Path) -> bool:
 def _spawn(directory: Path, launch: dict[str, Any], lock_fd: int) -> Command:
     shim = os.getpid()
     pipes = {name: os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK) for name in ("stdout", "stderr")}
+    gate_read, gate_write = os.pipe2(os.O_CLOEXEC)
     status_read, status_write = os.pipe2(os.O_CLOEXEC)
     fds = {"lock": lock_fd, "status": status_write}
     fds |= {name: _sealed(content) for name, content in launch["files"].items()}
@@ -380,7 +423,7 @@ def _spawn(directory: Path, launch: dict[str, Any], lock_fd: int) -> Command:
             os.umask(0o022)
             for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python, and exec would pass it on
                 signal.signal(ignored, signal.SIG_DFL)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(gate_read, 0)
             for number, name in ((1, "stdout"), (2, "stderr")):
                 os.set_blocking(pipes[name][1], True)
                 os.dup2(pipes[name][1], number)
@@ -393,11 +436,12 @@ def _spawn(directory: Path, launch: dict[str, Any], lock_fd: int) -> Command:
     for name, (read, write) in pipes.items():
         os.close(write)
         kept = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        streams[read] = Stream(name, read, kept, launch["log_bytes_max"])
+        streams[read] = Stream(name, read, kept, launch["log_bytes_max"], announced=name != "stdout")
     for name, fd in fds.items():
         if name != "lock":
             os.close(fd)
-    return Command(pid, status_read, streams)
+    os.close(gate_read)
+    return Command(pid, status_read, gate_write, streams)
 
 
 def _attend(watch: Watch, failpoint: Failpoints) -> None:
@@ -412,10 +456,11 @@ def _attend(watch: Watch, failpoint: Failpoints) -> None:
         for fd in ready & command.streams.keys():
             if not command.streams[fd].pump():
                 poll.unregister(fd)
-        if command.status_pipe in ready:
-            if not command.read_status():
-                poll.unregister(command.status_pipe)
-            elif command.inner and failpoint.fires("shim.command"):
+        if command.status_pipe in ready and not command.read_status():
+            poll.unregister(command.status_pipe)
+        if command.open_gate():
+            failpoint("shim.exec.after")
+            if failpoint.fires("shim.command"):
                 os.kill(command.inner, signal.SIGKILL)
         if pidfd in ready:
             break
@@ -457,7 +502,7 @@ def _outcome(watch: Watch, status: int) -> dict[str, object]:
     return {
         "status": code,
         "cause": cause,
-        "entered": command.entered or code > 128,
+        "entered": command.entered,
         "killed": cause is None and code == 128 + signal.SIGKILL,
         "wall_s": round(time.monotonic() - command.started_s, 3),
         "cpu_s": round(used.ru_utime + used.ru_stime, 3),
@@ -474,7 +519,6 @@ def run(directory: Path, launch: dict[str, Any], lock_fd: int, failpoint: Failpo
         outcome: dict[str, object] = {"status": 1, "cause": early, "entered": False, "killed": False}
     else:
         command = _spawn(directory, launch, lock_fd)
-        failpoint("shim.exec.after")
         watch = Watch(directory, launch, command)
         _attend(watch, failpoint)
         outcome = _outcome(watch, _reap(command))

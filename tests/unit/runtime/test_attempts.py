@@ -9,7 +9,7 @@ import pytest
 
 from dwcp.api.workloads import Demand, Job, Output, Spec
 from dwcp.runtime import shim
-from dwcp.runtime.attempts import AttemptDamaged, AttemptStore, Prepared, ShimIdentity
+from dwcp.runtime.attempts import AttemptDamaged, AttemptStore, Prepared, ShimIdentity, remove_tree
 
 
 def spec(workload: str = "w-a") -> Spec:
@@ -83,3 +83,21 @@ def test_closing_drops_the_work_and_keeps_the_record(tmp_path: Path) -> None:
     assert not attempt.work.exists()
     assert attempt.file("stdout").read_text() == "said"
     assert attempt.is_closed
+
+
+def test_trees_with_closed_folders_and_links_are_removed(tmp_path: Path) -> None:
+    """Goal: no job can leave work that its agent cannot delete, nor make it touch anything outside.
+    Method: folders without any permission, links to a folder outside, which must keep mode and content."""
+    outside = tmp_path / "outside"
+    outside.mkdir(mode=0o755)
+    (outside / "kept").write_text("x")
+    work = tmp_path / "work"
+    (work / "a" / "b").mkdir(parents=True)
+    (work / "a" / "b" / "file").write_text("x")
+    (work / "a" / "link").symlink_to(outside)
+    (work / "a" / "b").chmod(0)
+    (work / "a").chmod(0o500)
+    remove_tree(work)
+    assert not work.exists()
+    assert (outside / "kept").read_text() == "x"
+    assert outside.stat().st_mode & 0o777 == 0o755

@@ -51,6 +51,12 @@ def start(attempt: AttemptDirectory, *failpoints: str) -> AttemptDirectory:
     return attempt
 
 
+def gone(attempt: AttemptDirectory) -> bool:
+    """As an agent looks at it: what a killed shim left behind is killed too."""
+    attempt.kill_orphans()
+    return not attempt.is_alive
+
+
 def starts(attempt: AttemptDirectory) -> int:
     try:
         return attempt.file("stdout").read_text().count("started\n")
@@ -149,7 +155,7 @@ def test_the_command_dies_with_its_shim(tmp_path: Path) -> None:
     exit status is left, which is what makes the fate unknown."""
     attempt = start(prepare(tmp_path, "echo started; sleep 7341 & setsid sleep 7341"))
     until(lambda: starts(attempt) == 1 and len(descendants("7341")) >= 2)
-    attempt.kill_shim()
+    attempt.kill()
     until(lambda: not attempt.is_alive and not descendants("7341"))
     assert attempt.exit() is None
     facts = attempt.facts()
@@ -224,7 +230,7 @@ def test_a_shim_killed_at_any_point_leaves_no_doubt(
     """Goal: after SIGKILL at each failpoint the disk says what is known, and nothing can start again.
     Method: arm, launch, wait until nothing lives, look; launch again: refused. `None`: either is right."""
     attempt = start(prepare(tmp_path, "echo started; sleep 0.3"), point)
-    until(lambda: (tmp_path / "failpoints" / f"{point}.fired").exists() and not attempt.is_alive)
+    until(lambda: (tmp_path / "failpoints" / f"{point}.fired").exists() and gone(attempt))
     assert (attempt.exit() is not None) == recorded
     before = starts(attempt)
     assert before == started if started is not None else before <= 1
@@ -232,6 +238,20 @@ def test_a_shim_killed_at_any_point_leaves_no_doubt(
     until(lambda: not attempt.is_alive)
     assert starts(attempt) == before
     assert attempt.facts().launched
+
+
+def test_a_shim_killed_during_the_setup_leaves_nothing(tmp_path: Path) -> None:
+    """Goal: bubblewrap binds the sandbox's life to its own late; that gap must not leave a command running.
+    Method: SIGKILL shims at many moments around the start; afterwards nothing is alive, and a command
+    that was not let in by its shim has not begun."""
+    for number in range(1, 25):
+        attempt = start(prepare(tmp_path, "echo started; sleep 7343", number=number))
+        time.sleep(number * 0.002)
+        identity = attempt.shim()
+        assert identity is not None
+        os.kill(identity.pid, signal.SIGKILL)
+        until(lambda attempt=attempt: gone(attempt))  # type: ignore[misc]
+    until(lambda: not descendants("7343"))
 
 
 def test_a_command_killed_from_outside_is_told_apart(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from dwcp.consensus.ledger.kv import Version
 from dwcp.consensus.ledger.sessions import SESSIONS, Key, SessionRecord
 
 VERSION = 1
-BUCKETS_MIN = 1024  # for keys
-SESSION_BUCKETS = 256
+BUCKETS_MIN = 64
+ITEMS_PER_SESSION = 4  # a session with its answers weighs as much as this many keys
 ITEMS_PER_BUCKET = 16  # more on average double the number of buckets, so that a part stays small
 BYTES_PER_BUCKET = 262_144
 BUCKETS_MAX = 2**17  # beyond, buckets grow instead: the manifest, too, must fit a frame
@@ -86,6 +86,7 @@ class Contents:
 
     head: Head
     key_buckets: int
+    session_buckets: int
     clients: tuple[Client, ...]
     keys: tuple[tuple[bytes, tuple[Version, ...]], ...]
     sessions: tuple[SessionRecord, ...]
@@ -127,7 +128,14 @@ def open_parts(parts: Sequence[bytes], root: bytes) -> Contents:
         sessions = [record for data in whole[first_session:] for record in SESSIONS.decode(data)]
     except MalformedFrame as exc:
         raise SnapshotInvalid(f"a part cannot be decoded: {exc}") from exc
-    return Contents(manifest.head, manifest.key_buckets, clients, tuple(keys), tuple(sessions))
+    return Contents(
+        manifest.head,
+        manifest.key_buckets,
+        manifest.session_buckets,
+        clients,
+        tuple(keys),
+        tuple(sessions),
+    )
 
 
 def _manifest(data: bytes, root: bytes) -> Manifest:
@@ -145,14 +153,13 @@ def _manifest(data: bytes, root: bytes) -> Manifest:
 
 
 def _consistent(manifest: Manifest) -> bool:
-    count = manifest.key_buckets
-    if not BUCKETS_MIN <= count <= BUCKETS_MAX or count & (count - 1):
-        return False
-    entries = 1 + count + SESSION_BUCKETS
+    for count in (manifest.key_buckets, manifest.session_buckets):
+        if not BUCKETS_MIN <= count <= BUCKETS_MAX or count & (count - 1):
+            return False
+    entries = 1 + manifest.key_buckets + manifest.session_buckets
     parts = entries + sum(pieces - 1 for _, pieces in manifest.cuts)
     return (
-        manifest.session_buckets == SESSION_BUCKETS
-        and all(0 <= number < entries and pieces > 1 for number, pieces in manifest.cuts)
+        all(0 <= number < entries and pieces > 1 for number, pieces in manifest.cuts)
         and len(dict(manifest.cuts)) == len(manifest.cuts)
         and len(manifest.digests) == SIZE * parts
     )
@@ -231,10 +238,14 @@ class Buckets(Generic[T]):
         self._dirty.clear()
         return dirty
 
-    def spread(self, count: int, items: Iterable[T]) -> None:
-        """Hold exactly `items`, in `count` buckets, all of them encoded anew."""
-        self._reset(count)
-        self.update(items)
+    def renew(self, count: int, *, touched: set[T], items: Callable[[], Iterable[T]]) -> None:
+        """Bring up to date what was `touched`, or spread all `items` anew where `count` has changed."""
+        if count == self._count:
+            self.update(touched)
+        else:
+            self._reset(count)
+            self.update(items())
+        touched.clear()
 
 
 def place_key(key: bytes) -> int:
@@ -246,7 +257,7 @@ def place_session(key: Key) -> int:
 
 
 def buckets_for(count: int, *, items: int, size: int) -> int:
-    """How many buckets a state of `items` keys and `size` bytes has that had `count` so far.
+    """How many buckets hold `items` of `size` bytes in all, where there were `count` so far.
 
     Never fewer than before: which number it is depends on history, and so is in the manifest.
     """

@@ -19,7 +19,7 @@ from dwcp.consensus.crypto import codec, merkle
 from dwcp.consensus.crypto.codec import Codec
 from dwcp.consensus.crypto.hashes import Domain
 from dwcp.consensus.ledger import attest, checkpoint, operations
-from dwcp.consensus.ledger.checkpoint import SESSION_BUCKETS, Buckets, Head, Snapshot
+from dwcp.consensus.ledger.checkpoint import BUCKETS_MIN, ITEMS_PER_SESSION, Buckets, Head, Snapshot
 from dwcp.consensus.ledger.clients import Client, Clients, from_genesis
 from dwcp.consensus.ledger.genesis import Genesis
 from dwcp.consensus.ledger.kv import BATCH_RANGES, Store
@@ -114,10 +114,10 @@ class Ledger:
         self._clients = Clients(from_genesis(genesis), clients_max=genesis.params.clients_max)
         self._sessions = Sessions(per_client_max=genesis.params.sessions_per_client_max)
         self._shelf = Shelf()
-        self._key_buckets = self._new_key_buckets(checkpoint.BUCKETS_MIN)
-        self._session_buckets = self._new_session_buckets()
+        self._key_buckets = self._new_key_buckets(BUCKETS_MIN)
+        self._session_buckets = self._new_session_buckets(BUCKETS_MIN)
         self._clients_part = (-1, b"")
-        self._snapshot: Snapshot | None = None
+        self._snapshot = self._checkpoint()
 
     # ----------------------------------------------------------------- state
 
@@ -392,9 +392,10 @@ class Ledger:
     def snapshot(self) -> Snapshot:
         """The state at the last checkpoint; parts unchanged since an earlier one are the same objects.
 
-        Before the first checkpoint: the present state.
+        Before the first: genesis. Buckets grow at checkpoints alone, so that their number is
+        the same at every replica.
         """
-        return self._snapshot or self._checkpoint()
+        return self._snapshot
 
     def install(self, parts: tuple[bytes, ...], root: bytes) -> int:
         """Replace the state by a snapshot; the index it stands at.
@@ -419,7 +420,7 @@ class Ledger:
         self._shelf = Shelf()
         self._key_buckets = self._new_key_buckets(contents.key_buckets)
         self._key_buckets.update(self._store.ordered_keys())
-        self._session_buckets = self._new_session_buckets()
+        self._session_buckets = self._new_session_buckets(contents.session_buckets)
         self._session_buckets.update(self._sessions.keys())
         self._clients_part = (-1, b"")
         self._snapshot = Snapshot(head.index, root, parts)
@@ -427,14 +428,11 @@ class Ledger:
 
     def _checkpoint(self) -> Snapshot:
         store, sessions = self._store, self._sessions
-        count = checkpoint.buckets_for(self._key_buckets.count, items=len(store), size=store.size)
-        if count == self._key_buckets.count:
-            self._key_buckets.update(store.touched)
-        else:
-            self._key_buckets.spread(count, store.ordered_keys())
-        store.touched.clear()
-        self._session_buckets.update(sessions.touched)
-        sessions.touched.clear()
+        keys, opened = self._key_buckets, self._session_buckets
+        count = checkpoint.buckets_for(keys.count, items=len(store), size=store.size)
+        keys.renew(count, touched=store.touched, items=store.ordered_keys)
+        count = checkpoint.buckets_for(opened.count, items=len(sessions) * ITEMS_PER_SESSION, size=0)
+        opened.renew(count, touched=sessions.touched, items=sessions.keys)
         if self._clients_part[0] != self._clients.version:
             self._clients_part = (self._clients.version, _encode(self._clients.ordered()))
         head = Head(
@@ -446,9 +444,7 @@ class Ledger:
             store.trimmed,
             self._history,
         )
-        self._snapshot = checkpoint.assemble(
-            head, self._clients_part[1], self._key_buckets, self._session_buckets
-        )
+        self._snapshot = checkpoint.assemble(head, self._clients_part[1], keys, opened)
         return self._snapshot
 
     def _new_key_buckets(self, count: int) -> Buckets[bytes]:
@@ -459,9 +455,9 @@ class Ledger:
             encode=lambda keys: _encode([(key, self._store.versions(key)) for key in keys]),
         )
 
-    def _new_session_buckets(self) -> Buckets[Key]:
+    def _new_session_buckets(self, count: int) -> Buckets[Key]:
         return Buckets(
-            count=SESSION_BUCKETS,
+            count=count,
             place=checkpoint.place_session,
             present=lambda key: self._sessions.find(*key) is not None,
             encode=lambda keys: _encode([self._session_record(key) for key in keys]),

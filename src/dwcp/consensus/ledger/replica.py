@@ -100,7 +100,7 @@ class Replica:
         self._signer = signer
         self._voting = voting
         self._limits = limits or Limits()
-        self._outbox = outbox or Outbox()
+        self._outbox = outbox if outbox is not None else Outbox()
         self._fetch = PayloadFetch(me=me, n=genesis.n)
         self._transfer = SnapshotTransfer(me=me, n=genesis.n)
         self._offered = {snapshot.root: snapshot for snapshot in snapshots}
@@ -109,6 +109,7 @@ class Replica:
         self._saving: Snapshot | None = None
         self._save_next: Snapshot | None = None
         self._installing = False
+        self._install_next: Snapshot | None = None
         self._rotate_wanted = False
         self._rotating = False
         self._epoch = genesis.epoch
@@ -262,13 +263,14 @@ class Replica:
         self._saving = None
         installed, self._installing = self._installing, False
         outputs: list[Output] = []
-        if installed:
-            if snapshot.index <= self._ledger.index:
-                return self._save_waiting()
+        if installed and snapshot.index > self._ledger.index:
             self._ledger.install(snapshot.parts, snapshot.root)
             outputs.append(Observed("snapshot.installed", {"index": index}))
             outputs += self._port.reset()
         outputs += self._step(m.Snapshotted(index, snapshot.root, installed), now_ms)
+        later, self._install_next = self._install_next, None
+        if later is not None:
+            outputs += self._received_snapshot(later)
         return outputs + self._save_waiting()
 
     # ----------------------------------------------------------------- effects
@@ -403,7 +405,10 @@ class Replica:
 
     def _received_snapshot(self, snapshot: Snapshot) -> list[Output]:
         """Whole and matching its certified root: make it durable before anything stands on it."""
-        if snapshot.index <= self._ledger.index or self._installing:
+        if snapshot.index <= self._ledger.index:
+            return []
+        if self._installing:
+            self._install_next = snapshot
             return []
         self._installing = True
         self._save_next = None

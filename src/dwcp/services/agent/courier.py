@@ -118,6 +118,7 @@ class Courier:
 
     def _facts(self) -> Facts:
         try:
+            self.attempt.kill_orphans()
             return self.attempt.facts(
                 ship_failed=self._ship_failed,
                 start_failed=self._start_failed,
@@ -401,7 +402,7 @@ class Courier:
             await asyncio.sleep(0.05)
 
     def _kill(self) -> None:
-        self.attempt.kill_shim()
+        self.attempt.kill()
         try:
             cgroups.kill(self.site.cgroups.find(self.attempt.name), timeout_s=1.0)
         except (TimeoutError, OSError) as exc:

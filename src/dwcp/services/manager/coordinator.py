@@ -189,6 +189,8 @@ class Coordinator:
             failpoint("manager.place.before_commit")
             committed = await self._commit("place", txn, identity, receipt=True)
             if committed.done.succeeded:
+                waited_s = (self._now_ms() - workload.spec.submitted_ms) / 1000
+                self._telemetry.observe("dwcp_manager_placement_seconds", max(0.0, waited_s))
                 return
             self._check_clock(committed, sent_ms=sent_ms)
         self._recovery.failed(identity, now_ms=self._now_ms())
@@ -351,6 +353,9 @@ class Coordinator:
             self._recovery.forget(workload)
             await self._keep(workload, committed)
         self._noticed(transitions)
+        if committed.done.succeeded:
+            for change in transitions:
+                self._telemetry.count("dwcp_manager_transitions_total", state=change.after.state.value)
         if committed.done.succeeded and step == "place":
             await self._placer.release(workload)
         return committed
@@ -414,7 +419,6 @@ class Coordinator:
                 self._recovery.hurry()
             if before is None and not self.loaded and after.state in FINAL_STATES:
                 continue  # history, not news
-            self._telemetry.count("dwcp_manager_transitions_total", state=after.state.value)
             self._logger.info(
                 f"workload.{after.state.value}",
                 workload=change.workload,

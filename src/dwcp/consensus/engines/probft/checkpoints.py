@@ -17,6 +17,9 @@ from dwcp.consensus.engines.probft.records import OwnCheckpoint, StableHere
 from dwcp.consensus.engines.probft.rules import Rules
 from dwcp.consensus.engines.probft.voice import Voice
 
+SNAPSHOTS_KEPT = 2  # by every replica; an older one than these is asked for in vain
+INSTALL_TICKS = 5  # beacons after which a newer snapshot is asked for, if there is one
+
 
 @dataclass(frozen=True, slots=True)
 class CheckpointCheck:
@@ -51,6 +54,7 @@ class Checkpoints:
         "_pool",
         "_rules",
         "_voice",
+        "_waited",
         "_window",
         "executed",
         "quorum",
@@ -73,6 +77,7 @@ class Checkpoints:
         self._voice = voice
         self._rules = rules
         self.executed = 0
+        self._waited = 0  # beacons since the last snapshot was asked for
         committee = voice.committee
         self.quorum = rules.checkpoint_quorum(committee.n, committee.f)
 
@@ -122,7 +127,7 @@ class Checkpoints:
             self.on_applied(index, state_root)
         self.truncate()
 
-    def repeat(self) -> None:
+    def _repeat(self) -> None:
         """Send the own CHECKPOINTs again that are not stable yet."""
         for index in sorted(self._window.own):
             self._voice.broadcast(self._frame(*self._window.own[index]))
@@ -218,6 +223,7 @@ class Checkpoints:
         point = stable.checkpoint
         me = self._voice.committee.me
         self._delivery.installing = point.index
+        self._waited = 0
         self._log.jump(point.index, point.time_ms)
         self._delivery.advance()
         sources = tuple(sorted(sender for sender, _ in stable.votes if sender != me))
@@ -238,9 +244,21 @@ class Checkpoints:
         if point.index > self._log.decided and self._delivery.delivered >= point.index:
             self._log.jump(point.index, point.time_ms)
             self._delivery.advance()
-        if 0 < self._delivery.installing < point.index:
-            self._install(stable)  # peers keep only the newest: an older one may never arrive
+        wanted = self._delivery.installing
+        if wanted and point.index >= wanted + SNAPSHOTS_KEPT * self._window.interval:
+            self._install(stable)  # peers have dropped the older one by now
         self.truncate()
+
+    def tick(self) -> None:
+        """Once per beacon: repeat the own CHECKPOINTs; a snapshot that does not come may be gone.
+
+        Not at every checkpoint: a transfer slower than the log would begin anew for ever.
+        """
+        self._repeat()
+        stable, wanted = self._window.stable, self._delivery.installing
+        self._waited = self._waited + 1 if wanted else 0
+        if stable is not None and 0 < wanted < self._window.low and self._waited >= INSTALL_TICKS:
+            self._install(stable)
 
     def truncate(self) -> None:
         """Cut what is certified and in an own durable snapshot."""

@@ -263,7 +263,7 @@ class ProBFT:
         else:
             self._changes.report_again(now_ms=now_ms)
         self._changes.repeat()
-        self._checkpoints.repeat()
+        self._checkpoints.tick()
 
     def step(self, event: Event, *, now_ms: int) -> list[Effect]:
         self._now_ms = now_ms
@@ -438,7 +438,7 @@ class ProBFT:
         elif name == BEACON_TIMER:
             self._voice.broadcast(self._catchup.beacon_frame())
             self._catchup.tick()
-            self._checkpoints.repeat()
+            self._checkpoints.tick()
             self._voice.flush()
             self._voice.effects.append(SetTimer(BEACON_TIMER, BEACON_MS))
 
