@@ -86,6 +86,14 @@ def choose(source: Path, mib: float) -> list[Path]:
     return chosen
 
 
+def _differs_by_case_only(relative: Path, taken: dict[str, Path]) -> bool:
+    """A payload must unpack anywhere, so names that differ by case only are refused; here they are left out."""
+    parts = [relative, *relative.parents]
+    if any(taken.setdefault(str(part).casefold(), part) != part for part in parts):
+        return True
+    return not str(relative).isascii()
+
+
 def _mix(path: str) -> bytes:
     return hashlib.blake2b(path.encode(errors="surrogateescape"), digest_size=8).digest()
 
@@ -96,8 +104,12 @@ def build(target: Path, *, mib: float = 50, source: Path = SOURCE) -> tuple[int,
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     copied = size_bytes = 0
+    taken: dict[str, Path] = {}
     for path in chosen:
-        copy = target / path.relative_to(source)
+        relative = path.relative_to(source)
+        if _differs_by_case_only(relative, taken):
+            continue
+        copy = target / relative
         copy.parent.mkdir(parents=True, exist_ok=True)
         try:
             shutil.copyfile(path, copy)

@@ -24,6 +24,7 @@ from dwcp.runtime.supervision import Supervisor
 from dwcp.runtime.world import ServicePlan, services
 
 SRC = Path(__file__).resolve().parents[2] / "src"
+CLI = (sys.executable, "-c", "from dwcp.cli.main import run; run()")
 FINAL = {"done", "failed", "unknown", "cancelled"}
 LEASE = "3s"
 PAYLOAD_BYTES = 2_000_000
@@ -58,9 +59,8 @@ class Platform:
 
     def dwcp(self, *arguments: str, timeout: float = 90) -> Answer:
         """Run the command line; it must never end in a traceback."""
-        command = [sys.executable, "-c", "from dwcp.cli.main import run; run()", *arguments]
         done = subprocess.run(
-            [*command, "--state", str(self.layout.root)],
+            [*CLI, *arguments, "--state", str(self.layout.root)],
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -190,8 +190,7 @@ class Platform:
         files = sorted(folder.iterdir())
         for file in files:
             verified = subprocess.run(
-                [sys.executable, "-c", "from dwcp.cli.main import run; run()", "receipt", "verify", str(file)]
-                + ["--genesis", str(self.layout.genesis)],
+                [*CLI, "receipt", "verify", str(file), "--genesis", str(self.layout.genesis)],
                 capture_output=True,
                 text=True,
                 env={**os.environ, "PYTHONPATH": str(SRC)},

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.acceptance.platforms import Platform, platform
 
 from dwcp.runtime import failpoints
-from tests.acceptance.platforms import Platform, platform
 
 COMMAND = "find . -type f -name '0*' -print0 | sort -z | xargs -0 sha256sum > out/index.txt; sleep 0.3"
 

@@ -203,6 +203,8 @@ def explain(exc: BaseException) -> tuple[str, Exit]:
         name = f"{kind.__module__}.{kind.__qualname__}"
         if name in EXIT_CODES:
             return str(exc), EXIT_CODES[name]
+    if type(exc).__module__.startswith("dwcp.") and not isinstance(exc, AssertionError):
+        return str(exc), Exit.FAILED  # ours, written for people; an AssertionError is our own mistake
     return _foreign(exc)
 
 

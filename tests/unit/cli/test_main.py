@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import subprocess
@@ -105,3 +106,10 @@ def test_overview_imports_no_command() -> None:
     )
 
     assert done.stdout.splitlines()[-1] == "[] []"
+
+
+def test_table_of_codes_names_real_classes() -> None:
+    """Goal: a renamed fault does not lose its code. Method: import every name in the table."""
+    for name in cli.EXIT_CODES:
+        module, _, kind = name.rpartition(".")
+        assert issubclass(getattr(importlib.import_module(module), kind), Exception)

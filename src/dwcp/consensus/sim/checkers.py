@@ -75,7 +75,9 @@ class Agreement:
 
     def installed(self, place: int, index: int, root: bytes) -> None:
         require(
-            index > self._last[place], "contiguity", f"{place} installed {index} below {self._last[place]}"
+            index > self._last[place],
+            "contiguity",
+            f"{place} installed {index}, standing at {self._last[place]}",
         )
         self.state(place, index, root)
         self.stands_at(place, index)
@@ -130,6 +132,22 @@ class Votes:
     def reported(self, replica: int, view: int) -> None:
         self._left[replica] = max(view, self._left.get(replica, 0))
 
+    def shown(self, replica: int, certificate: Certificate, *, liars: frozenset[int]) -> None:
+        """An honest replica shows proofs only of votes that were given, by enough distinct signers."""
+        vote, signers = certificate.vote, certificate.signers
+        what = f"replica {replica} shows a proof of {vote.phase}, view {vote.view}, slot {vote.slot}"
+        distinct = len(set(signers))
+        require(distinct >= certificate.need, "certificate", f"{what} with {distinct} signers")
+        for signer in signers:
+            key = (signer, vote.phase, vote.view, vote.slot)
+            if signer == replica:  # its own vote may be durable and lost on its way out: this gives it
+                self._given.setdefault(key, vote.digest)
+            require(
+                signer in liars or self._given.get(key) == vote.digest,
+                "certificate",
+                f"{what}, but replica {signer} gave no such vote",
+            )
+
     def sent(self, replica: int, votes: Sequence[Vote]) -> None:
         for vote in votes:
             key = (replica, vote.phase, vote.view, vote.slot)
@@ -147,6 +165,15 @@ class Votes:
                     "double_vote",
                     f"replica {replica} signed two digests: {vote.phase}, view {vote.view}, slot {vote.slot}",
                 )
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What a replica shows as proof: `signers` are said to have given `vote`; `need` make a proof."""
+
+    vote: Vote
+    signers: tuple[int, ...]
+    need: int
 
 
 class Barriers:

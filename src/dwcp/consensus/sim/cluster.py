@@ -26,15 +26,16 @@ from dwcp.consensus.ledger.outputs import Channel
 from dwcp.consensus.ledger.port import ClientPort
 from dwcp.consensus.ledger.replica import Replica
 from dwcp.consensus.ledger.verifier import ClaimVerifier
-from dwcp.consensus.sim import liars
+from dwcp.consensus.sim import liars, proofs
 from dwcp.consensus.sim.callers import LedgerCaller, client_name
 from dwcp.consensus.sim.checkers import Vote
 from dwcp.consensus.sim.keys import Crypto, key_of
 from dwcp.consensus.sim.node import Distort, Node
+from dwcp.consensus.sim.proofs import CHECKPOINT, COMMIT, PREPARE, PROPOSE
 from dwcp.consensus.sim.scenario import Liar, Scenario
 from dwcp.consensus.sim.world import World
 
-_PHASES = {Kind.PROPOSE: "propose", Kind.PREPARE: "prepare", Kind.COMMIT: "commit"}
+_PHASES = {Kind.PROPOSE: PROPOSE, Kind.PREPARE: PREPARE, Kind.COMMIT: COMMIT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,16 +195,19 @@ class Cluster:
         if isinstance(body, (Propose, WireVote)):
             votes = [Vote(_PHASES[Kind(message.kind)], body.view, body.slot, body.digest)]
         elif isinstance(body, NewView):
-            votes = [Vote("propose", body.view, each.slot, each.digest) for each in body.headers]
+            votes = [Vote(PROPOSE, body.view, each.slot, each.digest) for each in body.headers]
             if body.view not in self._views:
                 self._views.add(body.view)
                 world.coverage.view_changes += 1
         elif isinstance(body, WireCheckpoint):
-            votes = [Vote("checkpoint", 0, body.index, body.state_root)]
+            votes = [Vote(CHECKPOINT, 0, body.index, body.state_root)]
         else:
-            if isinstance(body, NewLeader) and node.honest:
+            votes = []
+        if node.honest:
+            if isinstance(body, NewLeader):
                 world.votes.reported(node.replica, body.report.view)
-            return
+            for shown in proofs.shown(message, quorum=self.genesis.quorum):
+                world.votes.shown(node.replica, shown, liars=self._scenario.liar_ids)
         if node.honest:
             world.votes.sent(node.replica, votes)
         else:

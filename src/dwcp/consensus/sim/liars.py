@@ -18,7 +18,15 @@ from dwcp.consensus.core.machine import Signer
 from dwcp.consensus.crypto.codec import encode
 from dwcp.consensus.crypto.envelope import Context, Envelope
 from dwcp.consensus.engines.probft import messages as wire
-from dwcp.consensus.engines.probft.messages import CONTEXT, CheckpointVote, Kind, Message, Propose, Vote
+from dwcp.consensus.engines.probft.messages import (
+    CONTEXT,
+    CheckpointVote,
+    Kind,
+    Message,
+    NewLeader,
+    Propose,
+    Vote,
+)
 from dwcp.consensus.ledger.outputs import Channel
 
 Frames = list[tuple[tuple[int, ...], bytes]]
@@ -149,14 +157,25 @@ class Mutator:
             altered = self._alter(message, message.body)
         elif message is not None and isinstance(message.body, CheckpointVote):
             altered = self._checkpoint(message, message.body)
+        elif message is not None and isinstance(message.body, NewLeader):
+            altered = self._report(message, message.body)
         else:
             return [(to, self._junk(frame))]
-        return [(to, altered)] if self._rng.random() < 0.5 else [(to, frame), (to, altered)]
+        return self._divide(to, frame, altered)
+
+    def _divide(self, to: tuple[int, ...], frame: bytes, altered: bytes) -> Frames:
+        """All get the lie, or both, or each peer one of the two."""
+        mode = self._rng.randrange(3)
+        if mode == 0:
+            return [(to, altered)]
+        if mode == 1:
+            return [(to, frame), (to, altered)]
+        return [((peer,), altered if self._rng.random() < 0.5 else frame) for peer in to]
 
     def _alter(self, message: Message, body: Propose | Vote) -> bytes:
         rng = self._rng
         self._digests = [*self._digests[-7:], body.digest]
-        match rng.randrange(6):
+        match rng.randrange(7):
             case 0:
                 view = max(0, body.view + rng.choice([-1, 1, 7]))
                 return self._pen.statement(message, msgspec.structs.replace(body, view=view))
@@ -171,6 +190,11 @@ class Mutator:
             case 4 if isinstance(body, Propose):  # a batch that its digest does not cover
                 batch = msgspec.structs.replace(body.batch, time_ms=body.batch.time_ms + rng.randrange(1, 9))
                 return self._pen.statement(message, msgspec.structs.replace(body, batch=batch))
+            case 5 if isinstance(body, Propose):  # a time of long ago
+                early = max(1, body.batch.time_ms - rng.randrange(10_000))
+                batch = msgspec.structs.replace(body.batch, time_ms=early)
+                other = Propose(body.slot, body.view, wire.batch_digest(batch), batch)
+                return self._pen.statement(message, other)
             case _:
                 return self._junk(self._pen.statement(message, body))
 
@@ -179,6 +203,13 @@ class Mutator:
         ahead = self._rng.choice([0, 0, 4, 16])
         forged = CheckpointVote(body.index + ahead, self._rng.randbytes(32), body.time_ms)
         return self._pen.frame(message, forged, self._pen.sign(message, encode(forged)))
+
+    def _report(self, message: Message, body: NewLeader) -> bytes:
+        """A report that leaves out what was prepared, all of it or the end."""
+        keep = self._rng.randrange(len(body.report.rows) + 1)
+        report = msgspec.structs.replace(body.report, rows=body.report.rows[:keep])
+        forged = NewLeader(report, body.certificates[:keep], body.checkpoint)
+        return self._pen.frame(message, forged, self._pen.sign(message, encode(report)))
 
     def _junk(self, frame: bytes) -> bytes:
         """One byte flipped, or the end missing."""

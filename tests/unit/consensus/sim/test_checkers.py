@@ -15,6 +15,7 @@ from dwcp.consensus.ledger.operations import Bundle
 from dwcp.consensus.sim.checkers import (
     Agreement,
     Barriers,
+    Certificate,
     Linearizability,
     Model,
     Sessions,
@@ -110,6 +111,31 @@ def test_a_new_vote_in_a_view_that_was_left_is_seen() -> None:
     votes.sent(1, [Vote("prepare", 2, 5, b"a"), Vote("prepare", 3, 5, b"a")])
     with pytest.raises(Violation, match="stale_vote"):
         votes.sent(1, [Vote("prepare", 2, 6, b"a")])
+
+
+def test_a_proof_of_votes_that_nobody_gave_is_seen() -> None:
+    """Goal: certificates hold real votes. Method: a vote of another view, too few signers, then a true one."""
+    votes = Votes()
+    given, other = Vote("prepare", 2, 5, b"a"), Vote("prepare", 1, 5, b"a")
+    for replica in (0, 1):
+        votes.sent(replica, [given])
+    for wrong in (
+        Certificate(other, (0, 1), 2),
+        Certificate(given, (0, 0), 2),
+        Certificate(given, (0, 3), 2),
+    ):
+        with pytest.raises(Violation, match="certificate"):
+            votes.shown(2, wrong, liars=frozenset())
+    votes.shown(2, Certificate(given, (0, 1), 2), liars=frozenset())
+    votes.shown(2, Certificate(given, (0, 3), 2), liars=frozenset({3}))
+
+
+def test_a_vote_that_only_its_giver_showed_may_be_passed_on() -> None:
+    """Goal: no false alarm where a crash swallowed the frame. Method: the giver shows it, then another one."""
+    votes = Votes()
+    proof = Certificate(Vote("prepare", 2, 5, b"a"), (1,), 1)
+    votes.shown(1, proof, liars=frozenset())
+    votes.shown(2, proof, liars=frozenset())
 
 
 def test_what_leaves_before_its_record_is_durable_is_seen() -> None:
