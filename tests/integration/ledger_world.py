@@ -49,6 +49,7 @@ class LedgerWorld:
         self.plans = installation.write_configs(self.layout, world)[:replicas]
         self.genesis = genesis_file.load(self.layout.genesis)
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        self.armed: set[int] = set()  # replicas that were started with failpoints
 
     def __enter__(self) -> LedgerWorld:
         return self
@@ -75,6 +76,7 @@ class LedgerWorld:
         with self.layout.log(self.name(replica)).open("ab") as log:
             process = subprocess.Popen(arguments, stdout=log, stderr=log, env=environment)
         self.processes[replica] = process
+        (self.armed.add if failpoints else self.armed.discard)(replica)
         return process
 
     def start_all(self) -> None:
