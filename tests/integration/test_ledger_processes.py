@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -280,6 +281,23 @@ def test_a_foreign_journal_and_a_foreign_key_are_refused(world: LedgerWorld, tmp
     assert process.wait(timeout=20) == 4
     assert "is not the voting key" in world.log(victim)
     key.write_text(own)
+
+
+def test_a_disk_that_refuses_stops_the_replica_and_nothing_else(world: LedgerWorld) -> None:
+    """Goal: a full disk is a sentence and an exit, never damage. Method: the kernel refuses a backup's next
+    writes (file size limit); it stops with the reason, the others go on, and a restart with room catches up."""
+    victim = (leader(world) + 1) % world.n
+    process = world.processes[victim]
+    room = 400_000  # above its log file, far below what is written now
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (room, room))
+
+    async def scenario(client: LedgerClient) -> None:
+        for number in range(20):
+            await put(client, b"full/%d" % number, bytes(50_000))
+
+    run(scenario, world)
+    assert process.wait(timeout=20) == 2
+    assert "cannot write: File too large; check the disk before starting again" in world.log(victim)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ class ClientPort:
             bind(host, port),
             accept,
             connect=lambda: FrameConnection(self, frame_bytes_max=REQUEST_FRAME_BYTES_MAX),
-            refused=self._counters.refuse,
+            refused=self.refused,
         )
 
     # ----------------------------------------------------------------- the driver calls these

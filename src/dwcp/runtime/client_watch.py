@@ -39,19 +39,16 @@ class _Lost(Exception):
 class _Watch:
     number: int
     replica: int
-    frames: asyncio.Queue[Frame | None] = field(
-        default_factory=lambda: asyncio.Queue(maxsize=QUEUE_FRAMES_MAX)
-    )
+    frames: asyncio.Queue[Frame | None] = field(default_factory=asyncio.Queue)
     broken: bool = False  # frames were lost: nothing after that counts
 
     def put(self, frame: Frame | None) -> None:
+        """None says that frames are lost from here on; what was queued before still counts."""
         if self.broken:
             return
-        if frame is None or self.frames.full():
-            self.broken = True
-            if self.frames.full():
-                self.frames.get_nowait()
+        if self.frames.qsize() >= QUEUE_FRAMES_MAX:
             frame = None
+        self.broken = frame is None
         self.frames.put_nowait(frame)
 
 

@@ -254,6 +254,41 @@ def test_a_shim_killed_during_the_setup_leaves_nothing(tmp_path: Path) -> None:
     until(lambda: not descendants("7343"))
 
 
+def test_what_a_killed_shim_left_behind_is_found_and_killed(tmp_path: Path) -> None:
+    """Goal: the deterministic half of the test above. Method: a leader takes lock and marker as a shim does,
+    starts a child that inherits the lock, and dies; the attempt looks alive until its orphans are killed."""
+    attempt = prepare(tmp_path, "")
+    code = (
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from dwcp.runtime import shim\n"
+        "os.setsid()\n"
+        "folder = Path(sys.argv[1])\n"
+        "os.set_inheritable(shim.lock(folder), True)\n"
+        "me = os.getpid()\n"
+        "shim.take_marker(folder, {'pid': me, 'start_ticks': shim.start_ticks(me), 'boot_id': shim.boot_id()})\n"
+        "if os.fork() == 0: os.execvp('sleep', ['sleep', '7344'])\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(attempt.path)], check=True, env={**os.environ, "PYTHONPATH": "src"}
+    )
+    assert attempt.is_alive
+    identity = attempt.shim()
+    assert identity is not None
+    assert not identity.runs
+    until(lambda: gone(attempt))
+    assert not descendants("7344")
+
+
+@pytest.mark.parametrize(("word", "ran"), [("go\nmore\n", True), ("", False)])
+def test_the_gate_opens_for_a_word_and_not_for_a_dead_shim(word: str, ran: bool) -> None:
+    """Goal: no command begins without its shim. Method: the gate alone, with a line and with an end of file;
+    the command itself finds an empty standard input."""
+    argv = ["sh", "-c", sandbox.GATE, "gate", "sh", "-c", "echo ran; cat"]
+    done = subprocess.run(argv, input=word, capture_output=True, text=True, check=False)
+    assert done.stdout == ("\nran\n" if ran else "\n")
+
+
 def test_a_command_killed_from_outside_is_told_apart(tmp_path: Path) -> None:
     """Goal: a kill that is not ours is no ordinary failure. Method: the failpoint that SIGKILLs the command,
     against a command that ends with status 3 by itself."""

@@ -287,6 +287,10 @@ class Machine(Protocol):
         """The replica to which client payloads go now."""
         ...
 
+    def pending(self) -> tuple[Payload, ...]:
+        """Payloads that wait here, oldest first; the host forwards them when the leader changes."""
+        ...
+
     @property
     def pending_bytes(self) -> int:
         """Payload bytes waiting to be proposed; the host sheds load above its limit."""

@@ -10,6 +10,7 @@ from dwcp.consensus.crypto.codec import Codec, Record
 from dwcp.consensus.ledger.operations import payload_digest
 from dwcp.consensus.ledger.outputs import Channel
 
+FRAME_BYTES_MAX = 1024 * 1024
 _PREFIX = bytes([Channel.BUNDLES])
 
 
@@ -25,10 +26,19 @@ class Forward(Record, frozen=True, tag=1):
 _CODEC: Codec[Forward] = Codec(Forward)
 
 
-def encode_forward(payloads: Sequence[Payload]) -> bytes:
-    """One frame for a peer link."""
-    bundles = tuple(ForwardedBundle(p.body, p.tags) for p in payloads if p.body is not None)
-    return _PREFIX + codec.encode(Forward(bundles))
+def forward_frames(payloads: Sequence[Payload]) -> list[bytes]:
+    """Frames for a peer link, each of at most `FRAME_BYTES_MAX` unless one bundle alone is larger."""
+    groups: list[list[ForwardedBundle]] = []
+    size = 0
+    for payload in payloads:
+        if payload.body is None:
+            continue
+        size += len(payload.body) + len(payload.tags)
+        if not groups or size > FRAME_BYTES_MAX:
+            groups.append([])
+            size = len(payload.body) + len(payload.tags)
+        groups[-1].append(ForwardedBundle(payload.body, payload.tags))
+    return [_PREFIX + codec.encode(Forward(tuple(group))) for group in groups]
 
 
 def decode_forward(body: bytes) -> tuple[Payload, ...]:

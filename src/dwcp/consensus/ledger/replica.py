@@ -18,7 +18,7 @@ from dwcp.consensus.core.outbox import Outbox
 from dwcp.consensus.ledger import attest
 from dwcp.consensus.ledger.fetch import RETRY_MS as FETCH_RETRY_MS
 from dwcp.consensus.ledger.fetch import PayloadFetch
-from dwcp.consensus.ledger.forward import decode_forward, encode_forward
+from dwcp.consensus.ledger.forward import decode_forward, forward_frames
 from dwcp.consensus.ledger.genesis import Genesis
 from dwcp.consensus.ledger.ledger import Executed, Ledger, Snapshot
 from dwcp.consensus.ledger.messages import Share
@@ -113,6 +113,7 @@ class Replica:
         self._rotate_wanted = False
         self._rotating = False
         self._epoch = genesis.epoch
+        self._leader = machine.leader
 
     # ----------------------------------------------------------------- life
 
@@ -206,7 +207,7 @@ class Replica:
             outputs += answers
             if payload is not None:
                 try:
-                    self._vouch(payload)
+                    self._checker.admit(payload)  # by a backup too: it may lead next
                 except BundleRefused as exc:
                     outputs.append(self._port.refuse(connection, "bundle", str(exc)))
                     continue
@@ -215,18 +216,11 @@ class Replica:
             outputs += self._submit(tuple(payloads), now_ms)
         return outputs
 
-    def _vouch(self, payload: m.Payload) -> None:
-        """By signature where this replica leads, else by tag. Raises `BundleRefused`."""
-        if self._machine.leader == self._me:
-            self._checker.admit(payload)
-        elif not self._checker.vouched(payload):
-            raise BundleRefused("neither the tag nor the signature vouches for the bundle")
-
     def _submit(self, payloads: tuple[m.Payload, ...], now_ms: int) -> list[Output]:
         """Order clients' payloads; the leader hears of them too."""
         outputs: list[Output] = []
         if self._machine.leader != self._me:
-            outputs.append(ToPeers((self._machine.leader,), encode_forward(payloads)))
+            outputs += [ToPeers((self._machine.leader,), frame) for frame in forward_frames(payloads)]
         return outputs + self._step(m.Submitted(payloads), now_ms)
 
     def client_closed(self, connection: int) -> None:
@@ -290,8 +284,16 @@ class Replica:
             if event is not None:
                 effects = self._machine.step(event, now_ms=now_ms)
                 waiting.extend(self._outbox.push(effects))
+        if self._machine.leader != self._leader:
+            outputs += self._follow(self._machine.leader)
         self._write(outputs)
         return outputs
+
+    def _follow(self, leader: int) -> list[Output]:
+        """The leader changed: it may not know what clients gave to this replica alone."""
+        self._leader = leader
+        pending = () if leader == self._me else self._machine.pending()
+        return [ToPeers((leader,), frame) for frame in forward_frames(pending)]
 
     def _perform(self, effect: m.Effect, outputs: list[Output]) -> m.Event | None:
         """Turn one effect into outputs; the event that it answers with, if any."""

@@ -238,13 +238,7 @@ def _hunt(request: SimRequest, progress: Progress) -> SimReport:
     report = SimReport(request.engine, request.nodes, bugs=len(names), found=0)
     seeds = range(*request.seeds)
     hunters = [_Hunter(name, request.nodes, request.slots, seeds) for name in names]
-    results: Iterator[SeedResult | None]
-    if request.jobs == 1:
-        results = map(_hunt_one, hunters)
-    else:
-        pool = multiprocessing.get_context("spawn").Pool(request.jobs)
-        results = pool.imap(_hunt_one, hunters)
-    for name, result in zip(names, results, strict=True):
+    for name, result in zip(names, _hunt_each(hunters, request.jobs), strict=True):
         if result is None:
             progress(f"{name}: not found within {len(seeds)} seeds")
             report.detail[name] = {"seed": -1, "checker": ""}
@@ -261,6 +255,14 @@ class _Hunter:
     nodes: int
     slots: int
     seeds: range
+
+
+def _hunt_each(hunters: list[_Hunter], jobs: int) -> Iterator[SeedResult | None]:
+    if jobs == 1:
+        yield from map(_hunt_one, hunters)
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        yield from pool.imap(_hunt_one, hunters)
 
 
 def _hunt_one(hunter: _Hunter) -> SeedResult | None:

@@ -12,6 +12,7 @@ from random import Random
 from dwcp.consensus.sim.weather import Climate
 
 LIES = ("twins", "equivocate", "silent", "withhold", "mutate", "rollback", "wiped")
+UNDISTORTED = ("twins", "rollback", "wiped")  # the world makes these; their frames are honest code's
 REAL_SIGNATURES_EVERY = 50
 
 

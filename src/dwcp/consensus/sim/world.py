@@ -41,8 +41,10 @@ from dwcp.consensus.sim.checkers import (
 )
 from dwcp.consensus.sim.coverage import Coverage
 from dwcp.consensus.sim.disks import PowerLost, SimDisk
+from dwcp.consensus.sim.lines import Caller, Lines
 from dwcp.consensus.sim.node import CRASH_POINTS, Distort, Host, Node
-from dwcp.consensus.sim.scenario import Liar, Scenario
+from dwcp.consensus.sim.scenario import UNDISTORTED, Liar, Scenario
+from dwcp.consensus.sim.storms import Storms
 from dwcp.consensus.sim.weather import Weather
 
 EPOCH_MS = 1_700_000_000_000  # virtual time 0, as Unix milliseconds
@@ -50,22 +52,7 @@ WEATHER_US_MAX = 60_000_000  # storms end at the latest then
 CALM_US_MAX = 400_000_000  # and everything must be done so much later, or the history is stuck
 EVENTS_MAX = 400_000  # a livelock is stuck, too
 SLOW_FACTOR = 20
-RECONNECT_US = 50_000
 BOUNDS_EVERY = 16  # steps between looks at the size of a journal
-
-
-class Caller(Protocol):
-    """A simulated client: the ledger's client session and a workload."""
-
-    @property
-    def outstanding(self) -> int: ...
-    def opened(self, replica: int) -> list[tuple[int, bytes]]: ...
-    def closed(self, replica: int) -> None: ...
-    def receive(self, replica: int, frame: bytes, *, now_us: int) -> list[tuple[int, bytes]]: ...
-    def tick(self, *, now_us: int) -> list[tuple[int, bytes]]: ...
-    def finish(self) -> None:
-        """Begin no further operation."""
-        ...
 
 
 class Cast(Protocol):
@@ -101,17 +88,13 @@ class World:
         self.reads = Linearizability()
         self.story: list[str] | None = None
         self.calm = False
-        self._rng = Random(f"world/{scenario.seed}")
+        self.rng = Random(f"world/{scenario.seed}")
         self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._counter = 0
-        self._twins: dict[int, tuple[int, int]] = {}
-        self._links: dict[tuple[int, int], tuple[int, int]] = {}  # (client, replica): (connection, place)
-        self._arrivals: dict[tuple[int, int], int] = {}
-        self._next_connection = 1
+        self.twins: dict[int, tuple[int, int]] = {}
+        self.routes: dict[tuple[int, int], int] = {}  # (sender, replica): which twin it reaches
         self._perform: dict[type, Callable[[Node, Any], bool]] = {
             ToPeers: self._to_peers,
-            ToClient: self._to_client,
-            CloseClient: self._close_client,
             WriteGroup: self._write_group,
             RotateLog: self._rotate_log,
             SaveSnapshot: self._save_snapshot,
@@ -124,6 +107,9 @@ class World:
         places = len(self.nodes) + scenario.clients
         self.weather = Weather(Random(f"weather/{scenario.seed}"), scenario.climate, places=places)
         self.callers = list(cast.callers(self))
+        self._lines = Lines(self, self.callers)
+        self._perform[ToClient] = self._lines.to_client
+        self._perform[CloseClient] = self._lines.close_client
         for node in self.nodes:
             self._initialise(node)
 
@@ -136,7 +122,7 @@ class World:
         ids = list(range(scenario.n))
         for liar in scenario.liars:
             if liar.lie == "twins":
-                self._twins[liar.replica] = (liar.replica, len(ids))
+                self.twins[liar.replica] = (liar.replica, len(ids))
                 ids.append(liar.replica)
         nodes = []
         for place, replica in enumerate(ids):
@@ -162,18 +148,16 @@ class World:
     def run(self) -> None:
         """Raises `Violation`; checker "stuck" where calm did not bring everything to an end."""
         for liar in self.scenario.liars:
-            if liar.lie not in ("wiped", "rollback"):
-                for node in self.nodes:
-                    if node.replica == liar.replica and liar.lie != "twins":
-                        node.distort = self.cast.distortion(liar)
-                self.coverage.liars[liar.lie] += 1
+            self.coverage.liars[liar.lie] += 1
+            if liar.lie not in UNDISTORTED:
+                self.nodes[liar.replica].distort = self.cast.distortion(liar)
         for node in self.nodes:
             self._start(node)
         for client in range(len(self.callers)):
             for replica in range(self.scenario.n):
-                self._open(client, replica)
-            self._tick(client)
-        self._storms()
+                self._lines.open(client, replica)
+            self._lines.tick(client)
+        Storms(self).begin()
         self._run_until(self._weathered, WEATHER_US_MAX)
         self._begin_calm()
         self._run_until(self._enough, self.now_us + CALM_US_MAX)
@@ -239,84 +223,7 @@ class World:
         if self.story is not None:
             self.story.append(f"{self.now_us / 1000:12.3f} ms  {line}")
 
-    # ------------------------------------------------------------------ storms
-
-    def _storms(self) -> None:
-        scenario, rng = self.scenario, self._rng
-        every = scenario.climate.partition_every_us
-        if every:
-            self.schedule(rng.randrange(2 * every), self._partition)
-        if scenario.climate.clog_every_us:
-            self.schedule(rng.randrange(2 * scenario.climate.clog_every_us), self._clog)
-        if scenario.pause_every_us:
-            self.schedule(rng.randrange(2 * scenario.pause_every_us), self._pause)
-        if scenario.clock_jumps:
-            self.schedule(rng.randrange(2_000_000), self._jump)
-        if self._twins:
-            self.schedule(rng.randrange(500_000), self._reroute)
-        for liar in scenario.liars:
-            if liar.lie == "rollback":
-                self.schedule(rng.randrange(1_000_000), self._roll_back, self.nodes[liar.replica])
-
-    def _partition(self) -> None:
-        if self.calm:
-            return
-        shape = self.weather.partition(range(len(self.nodes)))
-        self.coverage.partitions += 1
-        self.tell(f"partition: {shape}")
-        climate = self.scenario.climate
-        lasts = self._rng.randrange(1, 2 * climate.partition_for_us)
-        self.schedule(lasts, self._heal)
-        self.schedule(lasts + self._rng.randrange(2 * climate.partition_every_us), self._partition)
-
-    def _heal(self) -> None:
-        self.weather.heal()
-
-    def _clog(self) -> None:
-        if not self.calm:
-            self.weather.clog(range(len(self.nodes)), self.now_us)
-            self.schedule(self._rng.randrange(2 * self.scenario.climate.clog_every_us), self._clog)
-
-    def _pause(self) -> None:
-        """SIGSTOP: the process does nothing for a while, then everything at once."""
-        if self.calm:
-            return
-        node = self._rng.choice(self.nodes)
-        node.paused_until = self.now_us + self._rng.randrange(1, 3_000_000)
-        self.coverage.pauses += 1
-        self.schedule(self._rng.randrange(2 * self.scenario.pause_every_us), self._pause)
-
-    def _jump(self) -> None:
-        if not self.calm:
-            node = self._rng.choice(self.nodes)
-            node.skew_us += self._rng.randint(-800_000, 800_000)
-            self.coverage.clock_jumps += 1
-            self.schedule(self._rng.randrange(4_000_000), self._jump)
-
-    def _reroute(self) -> None:
-        """Which of the twins each sender reaches; they stay split after calm."""
-        self.coverage.reroutes += 1
-        self._routes = {
-            (sender, replica): self._rng.choice(places)
-            for replica, places in self._twins.items()
-            for sender in range(len(self.nodes))
-        }
-        self.schedule(self._rng.randrange(3_000_000), self._reroute)
-
-    _routes: dict[tuple[int, int], int] = {}  # noqa: RUF012 - replaced, never mutated
-
-    def _roll_back(self, node: Node) -> None:
-        """A disk that went back in time: the node starts again from an older image."""
-        if self.calm:
-            return
-        if node.old_disk is None:
-            node.remember()
-        elif node.up:
-            self.coverage.rollbacks += 1
-            self.crash(node, "rollback", power=False)
-            node.roll_back()
-            node.old_disk = None
-        self.schedule(self._rng.randrange(3_000_000), self._roll_back, node)
+    # ------------------------------------------------------------------ calm and power
 
     def _begin_calm(self) -> None:
         self.tell("calm")
@@ -325,8 +232,6 @@ class World:
         for node in self.nodes:
             node.paused_until = min(node.paused_until, self.now_us)
             node.skew_us = max(-50_000, min(50_000, node.skew_us))
-
-    # ------------------------------------------------------------------ power
 
     def crash(self, node: Node, point: str, *, power: bool = True) -> None:
         """The machine goes down (or its process alone), and comes back a little later."""
@@ -337,9 +242,9 @@ class World:
             before = node.disk.torn
             node.disk.lose_power()
             self.coverage.torn_writes += node.disk.torn - before
-        self._trace(node.place, b"crash")
-        limit = 200_000 if self.calm else self._rng.choice([50_000, 500_000, 3_000_000])
-        self.schedule(self._rng.randrange(1_000, limit), self._start, node)
+        self.mark(node.place, b"crash")
+        limit = 200_000 if self.calm else self.rng.choice([50_000, 500_000, 3_000_000])
+        self.schedule(self.rng.randrange(1_000, limit), self._start, node)
 
     def _start(self, node: Node) -> None:
         """Recovery: journal, newest snapshot, replica. It may be cut short like everything else."""
@@ -366,11 +271,11 @@ class World:
         if node.honest:
             self.agreement.stands_at(node.place, node.host.status().index)
         host = node.host
-        self._step(node, lambda now_ms: host.start(now_ms=now_ms, journal=records))
+        self.step(node, lambda now_ms: host.start(now_ms=now_ms, journal=records))
 
     # ------------------------------------------------------------------ steps
 
-    def _step(self, node: Node, call: Callable[[int], list[Output]]) -> None:
+    def step(self, node: Node, call: Callable[[int], list[Output]]) -> None:
         """One step of one replica: call it, perform what it asks."""
         self.events += 1
         now_ms = self.now_ms(node)
@@ -398,13 +303,14 @@ class World:
         size = node.journal.size if node.journal is not None else 0
         require(size <= JOURNAL_BYTES_MAX, "memory", f"{node.place}: a journal of {size} bytes")
 
-    def _trace(self, place: int, data: bytes) -> None:
+    def mark(self, place: int, data: bytes) -> None:
+        """Add to the trace that two runs of one seed must share."""
         self.trace = zlib.crc32(data, self.trace ^ place ^ (self.now_us & 0xFFFF_FFFF))
 
     # ------------------------------------------------------------------ frames
 
     def _to_peers(self, node: Node, output: ToPeers) -> bool:
-        self._trace(node.place, output.frame)
+        self.mark(node.place, output.frame)
         if node.distort is not None:
             for to, frame in node.distort(output.to, output.frame):
                 self.cast.inspect(self, node, frame)
@@ -417,15 +323,16 @@ class World:
     def _post(self, node: Node, to: Sequence[int], frame: bytes) -> None:
         weather, sender, now = self.weather, node.place, self.now_us
         for replica in to:
-            for place in self._places_of(replica, sender):
+            for place in self.places_of(replica, sender):
                 for delay in weather.delays(sender, place, now):
                     self.schedule(delay, self._deliver, self.nodes[place], node.replica, frame)
 
-    def _places_of(self, replica: int, sender: int) -> tuple[int, ...]:
-        if replica not in self._twins:
+    def places_of(self, replica: int, sender: int) -> tuple[int, ...]:
+        """Where a frame for `replica` goes: one of its twins, now and then both."""
+        if replica not in self.twins:
             return (replica,)
-        place = self._routes.get((sender, replica), replica)
-        return self._twins[replica] if self._rng.random() < 0.1 else (place,)
+        place = self.routes.get((sender, replica), replica)
+        return self.twins[replica] if self.rng.random() < 0.1 else (place,)
 
     def _deliver(self, node: Node, sender: int, frame: bytes) -> None:
         host = node.host
@@ -434,7 +341,7 @@ class World:
         if node.paused_until > self.now_us:
             self.schedule(node.paused_until - self.now_us, self._deliver, node, sender, frame)
             return
-        self._step(node, lambda now_ms: host.peer_frame(sender, frame, now_ms=now_ms))
+        self.step(node, lambda now_ms: host.peer_frame(sender, frame, now_ms=now_ms))
 
     # ------------------------------------------------------------------ timers
 
@@ -455,7 +362,7 @@ class World:
             self.schedule(node.paused_until - self.now_us, self._fire, node, name, token)
             return
         del node.timers[name]
-        self._step(node, lambda now_ms: host.timer(name, now_ms=now_ms))
+        self.step(node, lambda now_ms: host.timer(name, now_ms=now_ms))
 
     # ------------------------------------------------------------------ disk
 
@@ -463,7 +370,7 @@ class World:
         return not self.calm and node.rng.random() < self.scenario.crash_rate
 
     def _write_group(self, node: Node, output: WriteGroup) -> bool:
-        self._trace(node.place, b"".join(output.records))
+        self.mark(node.place, b"".join(output.records))
         point = node.rng.choice(CRASH_POINTS) if self._may_crash(node) else ""
         if point == "before_write":
             self.crash(node, point)
@@ -501,11 +408,11 @@ class World:
         if point == "after_sync":
             self.crash(node, point)
         elif point == "in_release":
-            self._step(node, lambda now_ms: self._cut_short(node, host.durable(sequence, now_ms=now_ms)))
+            self.step(node, lambda now_ms: self._cut_short(node, host.durable(sequence, now_ms=now_ms)))
             if node.incarnation == incarnation and node.up:
                 self.crash(node, point)
         else:
-            self._step(node, lambda now_ms: host.durable(sequence, now_ms=now_ms))
+            self.step(node, lambda now_ms: host.durable(sequence, now_ms=now_ms))
 
     @staticmethod
     def _cut_short(node: Node, outputs: list[Output]) -> list[Output]:
@@ -533,7 +440,7 @@ class World:
             self._disk_failed(node)
             return
         node.disk.fail_after(None)
-        self._step(node, lambda now_ms: host.rotated(now_ms=now_ms))
+        self.step(node, lambda now_ms: host.rotated(now_ms=now_ms))
 
     def _save_snapshot(self, node: Node, output: SaveSnapshot) -> bool:
         delay = 2 * self._sync_delay(node)
@@ -553,7 +460,7 @@ class World:
             return
         node.save(snapshot, keep_from=output.keep_from)
         self.coverage.snapshots += 1
-        self._step(node, lambda now_ms: host.snapshot_durable(output.index, now_ms=now_ms))
+        self.step(node, lambda now_ms: host.snapshot_durable(output.index, now_ms=now_ms))
 
     def _sync_delay(self, node: Node) -> int:
         late = node.rng.random()
@@ -570,92 +477,6 @@ class World:
         """The process stops; an operator repairs the disk, and what was not synced may be gone."""
         self.coverage.disk_failures += 1
         self.crash(node, "disk_failed")
-
-    # ------------------------------------------------------------------ clients
-
-    def _open(self, client: int, replica: int) -> None:
-        """Connect a client to a replica, or try again later."""
-        if (client, replica) in self._links:
-            return
-        place = self._places_of(replica, replica)[0]
-        node, home = self.nodes[place], len(self.nodes) + client
-        if not node.up or self.weather.is_cut(home, place):
-            self.schedule(RECONNECT_US, self._open, client, replica)
-            return
-        connection = self._next_connection
-        self._next_connection += 1
-        self._links[client, replica] = (connection, place)
-        node.connections[connection] = client
-        self._client_sends(client, self.callers[client].opened(replica))
-
-    def _break(self, client: int, replica: int) -> None:
-        """Both ends notice, the client first; it connects again."""
-        connection, place = self._links.pop((client, replica))
-        self._arrivals.pop((connection, 0), None)
-        self._arrivals.pop((connection, 1), None)
-        node = self.nodes[place]
-        if node.connections.pop(connection, None) is not None and node.host is not None:
-            node.host.client_closed(connection)
-        self.callers[client].closed(replica)
-        self.schedule(RECONNECT_US, self._open, client, replica)
-
-    def _client_sends(self, client: int, frames: list[tuple[int, bytes]]) -> None:
-        for replica, frame in frames:
-            link = self._links.get((client, replica))
-            if link is None:
-                continue
-            connection, place = link
-            node, home = self.nodes[place], len(self.nodes) + client
-            if connection not in node.connections or self.weather.is_cut(home, place):
-                self._break(client, replica)
-                continue
-            delay = self._in_order(connection, 0, self.weather.delay(home, place, self.now_us))
-            self.schedule(delay, self._client_arrives, node, connection, frame)
-
-    def _in_order(self, connection: int, direction: int, delay: int) -> int:
-        """A connection keeps order: nothing arrives before what was sent earlier."""
-        at = max(self.now_us + delay, self._arrivals.get((connection, direction), 0))
-        self._arrivals[connection, direction] = at
-        return at - self.now_us
-
-    def _client_arrives(self, node: Node, connection: int, frame: bytes) -> None:
-        host = node.host
-        if host is None or connection not in node.connections:
-            return
-        if node.paused_until > self.now_us:
-            self.schedule(node.paused_until - self.now_us, self._client_arrives, node, connection, frame)
-            return
-        self._step(node, lambda now_ms: host.client_frame(connection, frame, now_ms=now_ms))
-
-    def _to_client(self, node: Node, output: ToClient) -> bool:
-        client = node.connections.get(output.connection)
-        if client is not None:
-            home = len(self.nodes) + client
-            delay = self._in_order(output.connection, 1, self.weather.delay(node.place, home, self.now_us))
-            self.schedule(delay, self._client_receives, client, node.replica, output)
-        return True
-
-    def _close_client(self, node: Node, output: CloseClient) -> bool:
-        client = node.connections.get(output.connection)
-        if client is not None and self._links.get((client, node.replica), (0, 0))[0] == output.connection:
-            self._break(client, node.replica)
-        return True
-
-    def _client_receives(self, client: int, replica: int, output: ToClient) -> None:
-        if self._links.get((client, replica), (0, 0))[0] != output.connection:
-            return
-        self._trace(client, output.frame)
-        caller = self.callers[client]
-        self._client_sends(client, caller.receive(replica, output.frame, now_us=self.now_us))
-
-    def _tick(self, client: int) -> None:
-        """A client looks at its timeouts; connections whose machine is gone are noticed here."""
-        for replica in range(self.scenario.n):
-            link = self._links.get((client, replica))
-            if link is not None and link[0] not in self.nodes[link[1]].connections:
-                self._break(client, replica)
-        self._client_sends(client, self.callers[client].tick(now_us=self.now_us))
-        self.schedule(20_000, self._tick, client)
 
     # ------------------------------------------------------------------ what replicas report
 

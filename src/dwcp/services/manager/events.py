@@ -57,7 +57,8 @@ class Events:
                 return found
             arrived = self._arrived
             try:
-                await asyncio.wait_for(arrived.wait(), left)
+                async with asyncio.timeout(left):
+                    await arrived.wait()
             except TimeoutError:
                 continue
 

@@ -61,11 +61,13 @@ class Loop:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _read: asyncio.Event = field(default_factory=asyncio.Event)
     _read_ms: int | None = None
+    _suspects: set[str] = field(default_factory=set)
     _probe_soon: asyncio.Event = field(default_factory=asyncio.Event)
 
     def lease_missed(self, node: str) -> None:
         """A node that let a lease run out is asked at once whether it is still there."""
         self.dependencies.lease_missed(node)
+        self._suspects.add(node)  # an answer to a probe that was already out says nothing about now
         self._probe_soon.set()
 
     def wake(self) -> None:
@@ -95,8 +97,7 @@ class Loop:
                 self.log.warning("reconcile.failed", error=str(exc), again_in_ms=wait_ms)
                 await asyncio.sleep(wait_ms / 1000)
                 continue
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), wait_ms / 1000)
+            await _wait(self._wake, wait_ms)
             await asyncio.sleep(WAKE_MS_MIN / 1000)
             self._wake.clear()
 
@@ -133,6 +134,7 @@ class Loop:
             except (LogUnreachable, LogRefused) as exc:
                 self.log.warning("watch.failed", prefix=prefix.decode(), error=str(exc))
             self._read_ms = None  # what was missed is found by reading
+            self.wake()
             wait_ms = recovery.failed("watch", now_ms=self.clock.monotonic_ms())
             await asyncio.sleep(wait_ms / 1000)
 
@@ -142,7 +144,8 @@ class Loop:
         full_ms = self.clock.monotonic_ms()
         while True:
             self._probe_soon.clear()
-            missing, targets = self.dependencies.unreachable(), self.targets()
+            missing, targets = self.dependencies.unreachable() | self._suspects, self.targets()
+            self._suspects.clear()
             if self.clock.monotonic_ms() >= full_ms:
                 full_ms = self.clock.monotonic_ms() + self.probe_ms
                 await self.dependencies.probe(targets, among=targets)
@@ -162,8 +165,7 @@ class Loop:
             wait_ms = min(wait_ms, recovery.failed("probe", now_ms=now_ms))
         else:
             recovery.forget("probe")
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._probe_soon.wait(), wait_ms / 1000)
+        await _wait(self._probe_soon, wait_ms)
 
     def _show(self) -> None:
         counts = dict.fromkeys(State, 0)
@@ -171,6 +173,13 @@ class Loop:
             counts[entry.state.state] += 1
         for state, count in counts.items():
             self.telemetry.gauge("dwcp_manager_workloads", count, state=state.value)
+
+
+async def _wait(event: asyncio.Event, wait_ms: int) -> None:
+    """Until the event or the time. `asyncio.wait_for` could swallow a cancellation that comes with the event."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(wait_ms / 1000):
+            await event.wait()
 
 
 def targets(coordinator: Coordinator, *, allocator: str, expected: dict[str, str]) -> dict[str, str]:
