@@ -105,7 +105,8 @@ def main() -> int:
         job.write_bytes((HERE / "job.yaml").read_bytes())
         if not arguments.json:
             print(
-                f"the payload: {copied} real files, {size_bytes / 1_048_576:.1f} MiB, from /usr of this machine"
+                f"the payload: {copied} real files, {size_bytes / 1_048_576:.1f} MiB, from /usr of this machine",
+                flush=True,
             )
         answer = run_job(job, files, quiet=arguments.json)
     except Failed as failed:
