@@ -18,6 +18,7 @@ import os
 import platform
 import secrets
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -36,7 +37,7 @@ from dwcp.runtime import installation, keys
 from dwcp.runtime.client import LedgerClient
 from dwcp.runtime.clock import SystemClock
 from dwcp.runtime.layout import Layout
-from dwcp.runtime.world import default_world
+from dwcp.runtime.world import PEER_PORT, default_world
 from servers import Servers
 
 HERE = Path(__file__).resolve().parent
@@ -216,6 +217,20 @@ def result(comparison: Comparison, fsync_ms: float) -> dict[str, Any]:
     }
 
 
+def free_net() -> str:
+    """A /16 of 127 where nobody listens as a replica or as etcd."""
+    for step in range(200):
+        net = f"127.{20 + (os.getpid() + step) % 200}"
+        try:
+            for address in ((f"{net}.1.1", PEER_PORT), (f"{net}.4.1", etcd.CLIENT_PORT)):
+                with socket.socket() as probe:
+                    probe.bind(address)
+        except OSError:
+            continue
+        return net
+    raise SystemExit("every loopback network is in use: stop something, or name one with --net")
+
+
 def line(run: dict[str, float]) -> str:
     return (
         f"{run['ops_per_s']:.0f} op/s, p50 {run['p50_ms']:.1f} ms, p99 {run['p99_ms']:.1f} ms, "
@@ -236,7 +251,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--value-bytes", type=int, default=100)
-    parser.add_argument("--net", default=f"127.{20 + os.getpid() % 200}", help="loopback network to use")
+    parser.add_argument("--net", default=free_net(), help="loopback network to use")
     parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="where both systems keep data")
     parser.add_argument("--keep", action="store_true", help="leave data and logs")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
