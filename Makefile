@@ -34,7 +34,8 @@ check: environment-dev  ## format, lint, types, layers, tidy
 	$(PY) -m pytest tests/tidy -q
 
 unit:
-	$(PY) -m pytest -q --ignore=tests/tidy -m "not accept and not soak"
+	$(PY) -m pytest -q -n $(JOBS) --ignore=tests/tidy -m "not process and not accept and not soak"
+	$(PY) -m pytest -q --ignore=tests/tidy -m "process and not accept and not soak"
 
 sim: environment-dev  ## the simulator, SEEDS=0:200
 	$(PY) -m dwcp.consensus.sim --engine probft --nodes 4 --seeds $(SEEDS) --jobs $(JOBS) --json

@@ -18,6 +18,9 @@ from typing import Any
 
 import payload
 
+from dwcp.runtime.config import environment
+from dwcp.runtime.layout import find
+
 HERE = Path(__file__).resolve().parent
 DWCP = [sys.executable, "-m", "dwcp.cli.main"]
 
@@ -92,19 +95,26 @@ def main() -> int:
         "--json", action="store_true", help="one JSON document, and no starting of the platform"
     )
     arguments = parser.parse_args()
-    files = HERE / "payload"
+    folder = find(None, environment()).root / "example"  # not the checkout: it may belong to somebody else
+    files = folder / "payload"
     try:
         if not arguments.json:
             dwcp("up")
         copied, size_bytes = payload.build(files, mib=arguments.mib)
+        job = folder / "job.yaml"
+        job.write_bytes((HERE / "job.yaml").read_bytes())
         if not arguments.json:
             print(
-                f"the payload: {copied} real files, {size_bytes / 1_048_576:.1f} MiB, from /usr of this machine"
+                f"the payload: {copied} real files, {size_bytes / 1_048_576:.1f} MiB, from /usr of this machine",
+                flush=True,
             )
-        answer = run_job(HERE / "job.yaml", files, quiet=arguments.json)
+        answer = run_job(job, files, quiet=arguments.json)
     except Failed as failed:
         print(failed, file=sys.stderr)
         return failed.code
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 75
     if arguments.json:

@@ -9,6 +9,7 @@ import pytest
 from tests.tidy import generate
 
 from dwcp.cli.main import COMMANDS
+from dwcp.runtime.failpoints import POINTS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,6 +43,15 @@ def test_every_command_shows_an_example(entry: object) -> None:
     shown = {path: " ".join(text.split()).partition("Example: ")[2] for path, text in leaves.items()}
 
     assert [path for path, example in shown.items() if path not in example] == []
+
+
+def test_failpoints_and_code_agree() -> None:
+    """Goal: no point is listed and never passed. Method: look for each name in the source."""
+    source = "".join(
+        path.read_text() for path in (ROOT / "src").rglob("*.py") if path.name != "failpoints.py"
+    )
+
+    assert [name for name in POINTS if f'"{name}"' not in source] == []
 
 
 def test_links_lead_somewhere() -> None:

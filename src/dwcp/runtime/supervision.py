@@ -291,8 +291,15 @@ class Supervisor:
 @contextmanager
 def exclusive(layout: Layout) -> Iterator[None]:
     """One `init`, `up` or `down` at a time. Raises `Contradiction` where another one is under way."""
-    ensure(layout.root)
-    with (layout.root / ".lock").open("a") as file:
+    try:
+        ensure(layout.root)
+        lock = (layout.root / ".lock").open("a")
+    except OSError as exc:
+        raise Contradiction(
+            f"{layout.root}: {exc.strerror}: it belongs to somebody else; choose a folder of your own with --state "
+            "or $DWCP_STATE, or make a clone of your own"
+        ) from exc
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:

@@ -108,6 +108,16 @@ def test_overview_imports_no_command() -> None:
     assert done.stdout.splitlines()[-1] == "[] []"
 
 
+def test_state_of_somebody_else_is_a_sentence(tmp_path: Path) -> None:
+    """Goal: a state folder that cannot be made is explained. Method: a file stands where it should be."""
+    (tmp_path / "state").write_text("")
+
+    code, _, err = invoke("up", state=tmp_path / "state" / "below")
+
+    assert code == Exit.REFUSED
+    assert "choose a folder of your own" in err
+
+
 def test_table_of_codes_names_real_classes() -> None:
     """Goal: a renamed fault does not lose its code. Method: import every name in the table."""
     for name in cli.EXIT_CODES:
