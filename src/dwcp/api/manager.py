@@ -119,11 +119,11 @@ class EventList(Shape, frozen=True):
 
 
 class StoredReceipt(Shape, frozen=True):
-    """A receipt file with what it is about. `receipt` is the file's JSON, verified by whoever reads it."""
+    """A receipt file with what it is about. `receipt` is the file's JSON: whoever reads it verifies it."""
 
     workload: str
     attempt: int
-    kind: str  # placed | running | done | failed | unknown | pending | cancelled | observed
+    kind: str  # placed | running | done | failed | unknown | pending | cancelled, or observed-done and so on
     receipt: dict[str, Any]  # Any: the ledger's own format, opaque here
 
 

@@ -32,7 +32,8 @@ from dwcp.runtime.shipping import (
 )
 from dwcp.runtime.telemetry import Telemetry
 
-STREAM_PATHS = (PAYLOADS_PATH, PACKS_PATH, HAVE_PATH)
+SHARING_PATHS = (PACKS_PATH, HAVE_PATH)  # asked by other agents; payloads come from submitters alone
+STREAM_PATHS = (PAYLOADS_PATH, *SHARING_PATHS)
 OUTPUTS_PATH = "/v1/outputs"
 REQUEST_BYTES_MAX = 4 << 20
 _STREAMS_MAX = 16  # each holds up to two packs in memory

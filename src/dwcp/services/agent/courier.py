@@ -489,11 +489,11 @@ class Courier:
         if state is None or not mine or state.state not in FINAL_STATES:
             return
         teller, kind = self.site.teller, state.state.value
-        if any(teller.has(self.spec.id, self.attempt.number, name) for name in (kind, "observed")):
+        if any(teller.has(self.spec.id, self.attempt.number, name) for name in (kind, f"observed-{kind}")):
             return
         committed = await self._send(Txn(success=(Range(state_key(self.spec.id)),)), receipt=True)
         if committed is not None:
-            self._keep_receipt(committed, state, kind="observed")
+            self._keep_receipt(committed, state, kind=f"observed-{kind}")
 
     def _tidy(self) -> bool:
         """False: tried again, if need be by the agent's next start."""
