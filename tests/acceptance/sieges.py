@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
 from tests.acceptance.running import RunningPlatform, started
 
 from dwcp.runtime.layout import Layout
@@ -61,9 +63,11 @@ class Siege:
         return {state.name: state.pid for state in self.running.platform.supervisor.states()}
 
     def wait_ready(self, *, seconds: float = 60) -> None:
-        self._wait(
-            lambda: all(row["ready"] for row in self.running.json("status")["services"]), "ready", seconds
-        )
+        self._wait(self._is_ready, "ready", seconds)
+
+    def _is_ready(self) -> bool:
+        found = json.loads(self.running.dwcp("status", "--json").stdout)
+        return all(row["ready"] for row in found["services"])
 
     def check_logs(self) -> None:
         """No process of the platform has written a stack."""
@@ -71,7 +75,12 @@ class Siege:
             assert TRACEBACK not in log.read_text(errors="replace"), f"a traceback in {log.name}"
 
     def workload_count(self) -> int:
-        return len(self.running.json("workloads")["workloads"])
+        return len(self._workloads())
+
+    def _workloads(self) -> list[dict[str, Any]]:
+        answer = httpx.get(f"http://{self.running.net}.0.11:8080/api/v1/workloads", trust_env=False)
+        found: list[dict[str, Any]] = answer.json()["workloads"]
+        return found
 
     def submit_folder(self, payload: Path) -> Refusal:
         """A job whose files are in that folder."""
@@ -105,8 +114,7 @@ class Siege:
         return workload
 
     def _state(self, workload: str) -> str:
-        views = self.running.json("workloads")["workloads"]
-        return str(next(view["state"]["state"] for view in views if view["id"] == workload))
+        return str(next(view["state"]["state"] for view in self._workloads() if view["id"] == workload))
 
     @staticmethod
     def _wait(condition: Callable[[], bool], what: str, seconds: float) -> None:

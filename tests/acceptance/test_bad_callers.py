@@ -100,6 +100,20 @@ def credentials(world: Siege, who: str) -> tuple[dict[str, str], int]:
     return {"Authorization": f"Bearer {made.out.strip()}"}, 401
 
 
+def test_a_damaged_token_file_lets_nobody_in(world: Siege) -> None:
+    """Goal: a broken book knows nobody, and says no more. Method: junk in it, the operator's own token."""
+    token = world.layout.operator_token.read_text().strip()
+    text = world.layout.tokens.read_bytes()
+    world.layout.tokens.write_bytes(b"[junk")
+    try:
+        for name in CENTRAL:
+            where = f"http://{world.plans[name].plain}/v1/place"
+            answer = httpx.post(where, headers={"Authorization": f"Bearer {token}"}, trust_env=False)
+            assert answer.status_code == 401, f"{name}: {answer.status_code} {answer.text}"
+    finally:
+        world.layout.tokens.write_bytes(text)
+
+
 def test_mutual_tls_ports_refuse_strangers(world: Siege) -> None:
     """Goal: no certificate, no answer. Method: TLS without a certificate on every port that asks for one."""
     for plan in world.plans.values():

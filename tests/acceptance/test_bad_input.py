@@ -5,6 +5,7 @@ One small platform runs for the whole group; at the end of each test it still ru
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -217,13 +218,17 @@ def test_a_payload_that_moves_under_the_reader_is_refused(world: Siege, tmp_path
     folder.mkdir()
     for number in range(4):
         (folder / f"{number}.bin").write_bytes(os.urandom(4_000_000))
-    moving, over = folder / "moving", threading.Event()
+    moving, over = [folder / f"moving{number}" for number in range(20)], threading.Event()
 
     def move() -> None:
-        while not over.is_set():
-            moving.write_bytes(os.urandom(100_000))
-            if how == "vanishes":
-                moving.unlink()
+        for turn in itertools.count():
+            for number, file in enumerate(moving):
+                if how == "vanishes" and (number + turn) % 2:
+                    file.unlink(missing_ok=True)
+                else:
+                    file.write_bytes(b"x" * (turn % 100))
+            if over.is_set():
+                return
             time.sleep(0.002)
 
     writer = threading.Thread(target=move)
@@ -333,7 +338,7 @@ def test_a_job_still_runs(world: Siege) -> None:
         (("cancel", "w-aaaaaaaaaa"), {2, 4}),
         (("workloads", "w-aaaaaaaaaa"), {2, 4}),
         (("drain", "atlantis"), {2, 4}),
-        (("logs", "nobody"), {2, 4}),
+        (("logs", "nobody"), {2, 3, 4}),
         (("token", "revoke", "nobody"), {2, 4}),
         (("ledger", "txn", "missing.json"), {2, 4, 64}),
         (("receipt", "get", "w-aaaaaaaaaa"), {1, 2, 4}),
