@@ -115,7 +115,7 @@ async def _release_readers(stop: asyncio.Event, events: Events) -> None:
 
 
 def _add_checks(process: Process, loop: Loop, dependencies: Dependencies) -> None:
-    stale_ms = 6 * loop.reconcile_ms
+    stale_ms = max(6 * loop.reconcile_ms, 3 * loop.probe_ms)
 
     def control_log() -> Check:
         condition = loop.condition
@@ -123,7 +123,7 @@ def _add_checks(process: Process, loop: Loop, dependencies: Dependencies) -> Non
         if condition.at_ms < 0:
             return Check(Verdict.UNKNOWN, condition.problem)
         if condition.problem or age_ms > stale_ms:
-            return Check(Verdict.CRIT, condition.problem or f"no complete round for {age_ms} ms")
+            return Check(Verdict.CRIT, condition.problem or f"no answer for {age_ms} ms")
         damaged = len(loop.coordinator.inventory.damaged)
         if damaged:
             return Check(

@@ -89,6 +89,11 @@ class Coordinator:
         if linearizable:
             self.loaded, self.read_revision = True, min(revisions)
 
+    async def confirm(self) -> None:
+        """A short ordered read: whether the log still decides, where there is nothing else to ask it."""
+        kvs, revision = await self._log.read(NODES, linearizable=True)
+        self._noticed(self.inventory.load(kvs, prefix=NODES, revision=revision))
+
     def heard(self, key: bytes, value: bytes | None, revision: int) -> None:
         """One event of a watch."""
         transition = self.inventory.put(key, value, revision)
