@@ -115,6 +115,9 @@ def main() -> int:
     except OSError as error:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
         return 2
+    except payload.NotReplaceable as found:
+        print(found, file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 75
     if arguments.json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.engines.network import Network, payload
 
-from dwcp.consensus.core.machine import Submitted
+from dwcp.consensus.core.machine import Submitted, TimerFired
 from dwcp.consensus.engines.probft.messages import NULL_DIGEST, Kind, Message, NewView
 from dwcp.consensus.engines.probft.params import Params
 
@@ -197,3 +197,39 @@ def test_lossy_links_never_split_the_log(seed: int) -> None:
 
 def _submitted(text: str) -> Submitted:
     return Submitted((payload(text),))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_nobody_names_a_leader_that_does_not_lead_yet(seed: int) -> None:
+    """Goal: what waits is forwarded to a new leader that takes it, not to one still in the old view.
+
+    Method: a view change in random order of messages, journals synced late; whenever a replica
+    begins to name another leader, that replica must name itself.
+    """
+    net = Network(seed=seed, instant=False)
+    net.crash(0)
+    net.submit("a", to=(1, 2, 3))
+    named = {me: net.nodes[me].engine.leader for me in (1, 2, 3)}
+    changes = 0
+    for _ in range(60):
+        net.now_ms += 50
+        for me in (1, 2, 3):
+            node = net.nodes[me]
+            for name in sorted(n for n, at in node.timers.items() if at <= net.now_ms):
+                del node.timers[name]
+                net.feed(me, TimerFired(name))
+        moving = True
+        while moving:
+            moving = net.step()
+            if not moving or net.random.random() < 0.2:
+                for me in net.random.sample((1, 2, 3), 3):
+                    net.sync(me)
+                moving = moving or bool(net.flying)
+            for me in (1, 2, 3):
+                leader = net.nodes[me].engine.leader
+                if leader != named[me]:
+                    changes += 1
+                    assert net.nodes[leader].engine.leader == leader
+                named[me] = leader
+    assert changes >= 3
+    assert named == {1: 1, 2: 1, 3: 1}

@@ -412,9 +412,9 @@ class LedgerClient:
         if not up:
             self._refusals.pop(replica, None)
             self._watches.lost(replica)
-            return
-        for out in self._session.connected(replica):
-            self._links[replica].send(out.frame)
+        frames = self._session.connected(replica) if up else self._session.disconnected(replica)
+        for out in frames:
+            self._links[out.replica].send(out.frame)
         self._want_flush()
 
     def _connected(self) -> tuple[int, ...]:

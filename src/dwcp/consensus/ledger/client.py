@@ -90,6 +90,7 @@ class _Sent:
     body: bytes
     tags: bytes
     repliers: tuple[int, ...]
+    entrances: tuple[int, ...]  # whom it was handed to first
     open: set[int]  # sequences without a result
     wait_ms: int
     due_ms: int
@@ -187,7 +188,10 @@ class ClientSession:
             taken, self._queue = self._queue[:count], self._queue[count:]
             bundle = self._bundle(taken, now_ms)
             self._bundles.append(bundle)
-            out.append(ToReplica(self._entrance(), self._request(bundle, Replies.ASKED)))
+            frame = self._request(bundle, Replies.ASKED)
+            out.extend(ToReplica(each, frame) for each in bundle.entrances)
+            if self.leader not in bundle.entrances:
+                out.extend(ToReplica(each, _STATUS) for each in bundle.entrances)
         return out
 
     def receive(self, replica: int, frame: bytes, *, now_ms: int) -> list[Outcome]:
@@ -233,9 +237,16 @@ class ClientSession:
         frames = [self._request(bundle, Replies.ALL) for bundle in self._bundles if bundle.open]
         return [ToReplica(replica, frame) for frame in (_STATUS, *frames)]
 
-    def disconnected(self, replica: int) -> None:
-        """The connection is gone: others are asked first until it is back."""
+    def disconnected(self, replica: int) -> list[ToReplica]:
+        """The connection is gone: others are asked first until it is back.
+
+        What was handed to it, or awaits its reply, goes to everybody else at once: waiting for
+        the retry would cost each operation a second where one replica dies.
+        """
         self._connected.discard(replica)
+        leaning = [b for b in self._bundles if b.open and replica in (*b.entrances, *b.repliers)]
+        frames = [_STATUS, *(self._request(bundle, Replies.ALL) for bundle in leaning)]
+        return [ToReplica(each, frame) for each in sorted(self._connected) for frame in frames]
 
     def abandon(self, sequence: int) -> None:
         """Stop waiting for an operation. Whether it happens is then unknown."""
@@ -290,7 +301,7 @@ class ClientSession:
         body = operations.build(signed, chain_id=self._genesis.chain_id, signer=self._signer)
         tags = operations.make_payload(body, self._authenticators).tags
         asked = tuple(range(self._genesis.n)) if receipt else repliers
-        bundle = _Sent(body, tags, asked, set(), RETRY_MS, now_ms + RETRY_MS)
+        bundle = _Sent(body, tags, asked, self._entrances(), set(), RETRY_MS, now_ms + RETRY_MS)
         for sequence, pending in taken:
             pending.bundle = bundle
             bundle.open.add(sequence)
@@ -305,12 +316,15 @@ class ClientSession:
         )
         return tuple(sorted(ranked[: self._genesis.f + 1]))
 
-    def _entrance(self) -> int:
-        """Where a request goes: the leader, or somebody connected who passes it on."""
+    def _entrances(self) -> tuple[int, ...]:
+        """Where a request goes: to the leader; without a connection to it, to everybody else.
+
+        Replicas leave a dead leader's view only together, so more than one must know of the work.
+        """
         leader = self.leader
         if leader in self._connected or not self._connected:
-            return leader
-        return min(self._connected, key=lambda each: (self._silences[each], each))
+            return (leader,)
+        return tuple(sorted(self._connected))
 
     def _request(self, bundle: _Sent, replies: Replies) -> bytes:
         return messages.encode(Request(bundle.body, bundle.tags, replies))

@@ -47,7 +47,7 @@ class LedgerCaller:
         self._reads = reads
         self._finishing = False
         self._written = 0
-        self._resume_us = 0
+        self._redirected: Frames = []  # waits for the next tick
         self._number = number
         key = key_of(client_name(number))
         self._public = key.public
@@ -76,7 +76,8 @@ class LedgerCaller:
         return [greeting, *_frames(self._session.connected(replica))]
 
     def closed(self, replica: int) -> None:
-        """Nothing to forget: retries follow by the session's own timer."""
+        """What leaned on the replica goes to the others with the next tick."""
+        self._redirected += _frames(self._session.disconnected(replica))
 
     def receive(self, replica: int, frame: bytes, *, now_us: int) -> Frames:
         now_ms = EPOCH_MS + now_us // 1000
@@ -90,7 +91,8 @@ class LedgerCaller:
     def tick(self, *, now_us: int) -> Frames:
         retries, outcomes = self._session.timer(now_ms=EPOCH_MS + now_us // 1000)
         self._settle(outcomes)
-        return [*_frames(retries), *self._more(now_us)]
+        redirected, self._redirected = self._redirected, []
+        return [*redirected, *_frames(retries), *self._more(now_us)]
 
     # ------------------------------------------------------------------ workload
 

@@ -13,7 +13,7 @@ from dwcp.api import kv
 from dwcp.consensus.core.errors import MalformedFrame
 from dwcp.consensus.crypto import codec
 from dwcp.consensus.ledger import messages, operations, receipts
-from dwcp.consensus.ledger.client import RETRY_MS, ClientSession, Completed, Event, Outcome
+from dwcp.consensus.ledger.client import RETRY_MS, ClientSession, Completed, Event, Outcome, ToReplica
 from dwcp.consensus.ledger.messages import Overloaded, Reply, Request
 
 PUT = kv.Put(b"k", b"v")
@@ -334,6 +334,63 @@ def test_requests_avoid_replicas_that_are_not_connected() -> None:
     session.disconnected(0)
     session.submit(PUT)
     assert len(_run(network, session)) == 1
+
+
+def test_losing_a_replica_repeats_what_leaned_on_it_at_once() -> None:
+    """Goal: a replica that dies costs an operation in flight no second of waiting.
+
+    Method: hand a bundle to the leader, break that connection; the others must get it without a
+    timer, replies asked of everybody, and whoever the bundle does not lean on must cause nothing.
+    """
+    network = Network()
+    session = network.session()
+    for replica in range(4):
+        session.connected(replica)
+    session.submit(PUT)
+    sent = session.flush(now_ms=0)
+    assert [each.replica for each in sent] == [0]
+    body = messages.decode_client(sent[0].frame)
+    assert isinstance(body, Request)
+
+    asked = [i for i in range(4) if operations.decode(body.body, network.genesis.params).asks(i)]
+    idle = next(i for i in (1, 2, 3) if i not in asked)
+    assert not _requests(session.disconnected(idle))
+    session.connected(idle)
+    repeated = session.disconnected(0)
+    requests = _requests(repeated)
+    assert [replica for replica, _ in requests] == [1, 2, 3]
+    assert {request.body for _, request in requests} == {body.body}
+    assert {request.replies for _, request in requests} == {messages.Replies.ALL}
+    assert [each.sequence for each in _completed(network.deliver(session, repeated))] == [0, 1]
+
+
+def test_without_the_leader_everybody_hears_of_new_work() -> None:
+    """Goal: a dead leader's view is left after one timeout, which takes f+1 replicas that miss it.
+
+    Method: break the leader's connection while idle, submit; then let the others name a new leader.
+    """
+    network = Network()
+    session = network.session()
+    for replica in range(4):
+        session.connected(replica)
+    session.disconnected(0)
+    session.submit(PUT)
+    frames = session.flush(now_ms=0)
+    assert [replica for replica, _ in _requests(frames)] == [1, 2, 3]
+    asked = [each.replica for each in frames if not _requests([each])]
+    assert asked == [1, 2, 3], "who leads now?"
+    network.deliver(session, frames)
+
+    for replica in (1, 2, 3):
+        status = messages.StatusReply(replica, 0, 2, 1, 5, 5, True)
+        session.receive(replica, messages.encode(status), now_ms=1)
+    session.submit(PUT)
+    assert [each.replica for each in session.flush(now_ms=1)] == [1]
+
+
+def _requests(frames: list[ToReplica]) -> list[tuple[int, Request]]:
+    decoded = [(each.replica, messages.decode_client(each.frame)) for each in frames]
+    return [(replica, frame) for replica, frame in decoded if isinstance(frame, Request)]
 
 
 def test_greeting_is_for_one_replica() -> None:

@@ -182,8 +182,13 @@ class ProBFT:
 
     @property
     def leader(self) -> int:
-        """Whom to forward payloads to."""
-        return self._standing.leader
+        """Whom to forward payloads to: the leader of the view that is installed here.
+
+        While a view is entered and not installed, its leader may not have entered it and would
+        drop what it is sent; hosts forward again when this changes, which is at the NEWVIEW.
+        """
+        standing = self._standing
+        return leader_of(standing.current if standing.installed else standing.current - 1, self._committee.n)
 
     @property
     def view(self) -> int:
