@@ -115,7 +115,7 @@ class Network:
         self.decisions: dict[int, tuple[int, tuple[bytes, ...]]] = {}
         self.nodes = [Node(i, self._engine(i)) for i in range(n)]
         for node in self.nodes:
-            self._handle(node, node.engine.start(now_ms=self.now_ms, journal=[], applied=0))
+            self._handle(node, node.engine.start(now_ms=self.now_ms, journal=[], applied=0, applied_ms=0))
 
     def _engine(self, me: int) -> ProBFT:
         return ProBFT(
@@ -284,7 +284,10 @@ class Network:
         index, history = node.snapshot
         node.up, node.applied, node.history = True, index, list(history)
         node.engine = self._engine(me)
-        start = node.engine.start(now_ms=self.now_ms, journal=list(node.journal), applied=index)
+        last_ms = max((time_ms for _, time_ms, digests in history if digests), default=0)
+        start = node.engine.start(
+            now_ms=self.now_ms, journal=list(node.journal), applied=index, applied_ms=last_ms
+        )
         self._handle(node, start)
 
     # ------------------------------------------------------------ questions

@@ -257,11 +257,12 @@ Effect = (
 class Machine(Protocol):
     """An engine: `probft`, `bullshark`, `tpbft`."""
 
-    def start(self, *, now_ms: int, journal: Sequence[bytes], applied: int) -> list[Effect]:
+    def start(self, *, now_ms: int, journal: Sequence[bytes], applied: int, applied_ms: int) -> list[Effect]:
         """Recover from the journal's records and begin.
 
         `applied` is the position of the snapshot that the application starts
-        from; committed positions above it are emitted again as `Commit`.
+        from, `applied_ms` its committed time; committed positions above it are
+        emitted again as `Commit`.
         """
         ...
 

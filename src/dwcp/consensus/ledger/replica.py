@@ -119,7 +119,10 @@ class Replica:
 
     def start(self, *, now_ms: int, journal: Sequence[bytes]) -> list[Output]:
         """Recover from the journal; the ledger already stands at its newest snapshot."""
-        effects = self._machine.start(now_ms=now_ms, journal=journal, applied=self._ledger.index)
+        ledger = self._ledger
+        effects = self._machine.start(
+            now_ms=now_ms, journal=journal, applied=ledger.index, applied_ms=ledger.time_ms
+        )
         return self._carry(effects, now_ms)
 
     def status(self) -> ReplicaStatus:

@@ -232,8 +232,8 @@ class CountedEngine(ProBFT):
     world: World
     place: int
 
-    def start(self, *, now_ms: int, journal: Sequence[bytes], applied: int) -> list[Effect]:
-        effects = super().start(now_ms=now_ms, journal=journal, applied=applied)
+    def start(self, *, now_ms: int, journal: Sequence[bytes], applied: int, applied_ms: int) -> list[Effect]:
+        effects = super().start(now_ms=now_ms, journal=journal, applied=applied, applied_ms=applied_ms)
         self.world.barriers.started(self.place)
         self.world.barriers.emitted(self.place, effects)
         return effects

@@ -14,11 +14,10 @@ from dwcp.api.manager import StoredReceipt
 from dwcp.api.workloads import State
 from dwcp.consensus.ledger import receipts
 from dwcp.consensus.ledger.genesis import Genesis
-from dwcp.control.proof import proven_state
+from dwcp.control.proof import OBSERVED, proven_state
 from dwcp.runtime.layout import ensure
 from dwcp.services.manager.ports import ReceiptUnwanted
 
-OBSERVED = "observed-"  # proven by a committed read, where the writer's receipt never came
 KINDS = frozenset(state.value for state in State) | frozenset(OBSERVED + state.value for state in State)
 _FILE = re.compile(r"([0-9]{1,9})-([a-z-]+)\.json")
 _IDENTITY = re.compile(r"w-[a-z2-7]{10}")
@@ -37,10 +36,7 @@ def proof_needed(genesis: Genesis) -> Callable[[StoredReceipt, str], None]:
         except receipts.ReceiptInvalid as exc:
             raise ReceiptUnwanted(f"the receipt of {stored.workload[:40]!r} proves nothing: {exc}") from exc
         proven = proven_state(facts.operation, facts.result, workload=stored.workload)
-        if proven is None or (proven.state.state.value, proven.state.attempt) != (
-            stored.kind.removeprefix(OBSERVED),
-            stored.attempt,
-        ):
+        if proven is None or not proven.is_filed_as(stored.kind, stored.attempt):
             raise ReceiptUnwanted(
                 f"the receipt does not prove that {stored.workload[:40]!r} is {stored.kind[:40]!r}"
                 f" in attempt {stored.attempt}"

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request, Response
 from dwcp.api.manager import (
     EVENT_WAIT_S_MAX,
     EVENTS_PER_POST_MAX,
+    WORKLOADS_PER_PAGE_MAX,
     BreakerList,
     BreakerReset,
     Drain,
@@ -87,11 +88,16 @@ class Desk:
         self._wake()
         return json_response(workload_view(entry), 201 if made else 200)
 
-    async def workloads(self) -> Response:
+    async def workloads(self, request: Request) -> Response:
         self._need_loaded()
+        most = WORKLOADS_PER_PAGE_MAX
+        limit = int(bodies.number(request, "limit", default=most, most=most))
+        active = bodies.number(request, "active", default=0, most=1)
         inventory = self._coordinator.inventory
-        views = tuple(workload_view(entry) for entry in inventory.workloads())
-        return json_response(WorkloadList(workloads=views, revision=inventory.revision))
+        found = inventory.active() if active else inventory.workloads()
+        newest = found[max(0, len(found) - limit) :]
+        views = tuple(workload_view(entry) for entry in newest)
+        return json_response(WorkloadList(workloads=views, revision=inventory.revision, total=len(found)))
 
     async def workload(self, identity: str) -> Response:
         self._need_loaded()

@@ -48,8 +48,10 @@ class Script:
         self.pending_bytes = 0
         self.promises: list[bytes] = []
 
-    def start(self, *, now_ms: int, journal: Sequence[bytes], applied: int) -> list[m.Effect]:
-        del now_ms, journal, applied
+    def start(
+        self, *, now_ms: int, journal: Sequence[bytes], applied: int, applied_ms: int
+    ) -> list[m.Effect]:
+        del now_ms, journal, applied, applied_ms
         return []
 
     def step(self, event: m.Event, *, now_ms: int) -> list[m.Effect]:

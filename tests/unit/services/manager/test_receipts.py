@@ -6,47 +6,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.unit.consensus.ledger.scene import REPLICA_KEYS, USER, Scene, genesis_of
+from tests.unit.control.genuine import GENESIS, ID, genuine
 
-from dwcp.api import kv
 from dwcp.api.manager import StoredReceipt
-from dwcp.api.workloads import State, WorkloadState, state_key
-from dwcp.consensus.ledger import receipts
-from dwcp.consensus.ledger.attest import Attestor
 from dwcp.services.manager.ports import ReceiptUnwanted
 from dwcp.services.manager.receipts import proof_needed
 
-ID = "w-aaaaaaaaaa"
-GENESIS = genesis_of()
-
-
-def _genuine() -> dict[str, Any]:
-    """A receipt that attempt 2 of `ID` ended as done on rome."""
-    state = WorkloadState(state=State.DONE, attempt=2, node="rome")
-    scene = Scene()
-    scene.open()
-    wanted = kv.Txn(success=(kv.Put(state_key(ID), msgspec.json.encode(state)),))
-    executed = scene.commit(scene.payload([wanted], first=1, receipt=True))
-    outcome = executed.outcomes[0]
-    attestors = [(n, Attestor(me=n, chain_id=GENESIS.chain_id, signer=REPLICA_KEYS[n])) for n in range(3)]
-    shares = [
-        (n, one.attest(epoch=0, index=executed.index, history_digest=executed.history_digest))
-        for n, one in attestors
-    ]
-    receipt = receipts.assemble(
-        genesis=GENESIS,
-        client=USER.public,
-        session=1,
-        operation=outcome.bundle.operations[0],
-        result=outcome.answers[0].result,
-        material=outcome.materials[0],
-        shares=shares,
-    )
-    content: dict[str, Any] = msgspec.to_builtins(receipt)
-    return content
-
-
-GENUINE = _genuine()
+GENUINE = genuine()
 GOOD = StoredReceipt(workload=ID, attempt=2, kind="done", receipt=GENUINE)
 
 

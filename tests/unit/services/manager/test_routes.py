@@ -115,6 +115,20 @@ def test_a_submission_from_first_to_last(service: Service) -> None:
     assert service.woken == 2
 
 
+def test_a_list_is_bounded_and_says_what_it_left_out(service: Service) -> None:
+    """Goal: a long history does not make a long answer. Method: three workloads, one ended; ask for two."""
+    for letter in "abc":
+        service.send(api.submit(Submission(id=f"w-{letter * 10}", job=JOB)))
+        service.log.now_ms += 1
+    service.send(api.cancel("w-" + "c" * 10))
+
+    newest = answer(api.WorkloadList, service.send(api.workloads(limit=2)).content)
+    assert ([view.id[2] for view in newest.workloads], newest.total) == (["b", "c"], 3)
+    active = answer(api.WorkloadList, service.send(api.workloads(active=True, limit=1)).content)
+    assert ([view.id[2] for view in active.workloads], active.total) == (["b"], 2)
+    assert service.send(Request("GET", "/api/v1/workloads?limit=100000")).status_code == 422
+
+
 @pytest.mark.parametrize(
     ("demand", "code", "word"),
     [

@@ -50,6 +50,7 @@ from dwcp.consensus.engines.probft.params import (
 )
 from dwcp.consensus.engines.probft.patience import VIEW_TIMER, Patience
 from dwcp.consensus.engines.probft.pool import Pool
+from dwcp.consensus.engines.probft.recovery import Start
 from dwcp.consensus.engines.probft.rules import Rules
 from dwcp.consensus.engines.probft.standing import Standing
 from dwcp.consensus.engines.probft.viewchange import (
@@ -235,11 +236,11 @@ class ProBFT:
 
     # ------------------------------------------------------------ the machine
 
-    def start(self, *, now_ms: int, journal: Sequence[bytes], applied: int) -> list[Effect]:
+    def start(self, *, now_ms: int, journal: Sequence[bytes], applied: int, applied_ms: int) -> list[Effect]:
         self._now_ms = now_ms
         recovery.restore(
             [recovery.decode(record) for record in journal],
-            applied=applied,
+            applied=Start(applied, applied_ms),
             rules=self._rules,
             standing=self._standing,
             log=self._log,

@@ -7,6 +7,7 @@ repeats its votes and never makes another in their place.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from dwcp.consensus.core.errors import LogCorrupt, MalformedFrame
 from dwcp.consensus.core.views.slotlog import Decision, Prepared, Slot, SlotLog
@@ -25,6 +26,14 @@ from dwcp.consensus.engines.probft.standing import Standing
 _OF_A_SLOT = (journal.Voted, journal.PreparedHere, journal.DecidedHere)
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where the application stands, and the committed time of the last batch up to there."""
+
+    index: int
+    time_ms: int
+
+
 def decode(record: bytes) -> journal.Entry:
     """Raises `LogCorrupt`: a record that passed its checksum but is none of ours."""
     try:
@@ -36,7 +45,7 @@ def decode(record: bytes) -> journal.Entry:
 def restore(  # noqa: PLR0913 - fills every part that remembers anything
     found: Sequence[journal.Entry],
     *,
-    applied: int,
+    applied: Start,
     rules: Rules,
     standing: Standing,
     log: SlotLog,
@@ -62,7 +71,7 @@ def restore(  # noqa: PLR0913 - fills every part that remembers anything
     for entry in entries:
         if isinstance(entry, _OF_A_SLOT) and entry.slot > log.base:
             _restore_slot(log.at(entry.slot), entry, standing=standing, me=me)
-    delivery.delivered = applied
+    delivery.delivered = applied.index
     for slot in log.ordered():
         _settle(slot, log=log, pool=pool, delivery=delivery)
     if delivery.delivered >= window.low > log.decided:
@@ -71,19 +80,27 @@ def restore(  # noqa: PLR0913 - fills every part that remembers anything
 
 
 def _restore_window(
-    entries: Sequence[journal.Entry], *, window: CheckpointWindow, log: SlotLog, applied: int, me: int
+    entries: Sequence[journal.Entry], *, window: CheckpointWindow, log: SlotLog, applied: Start, me: int
 ) -> None:
-    """The newest certificate, the own checkpoints above it, and the base whose time is known."""
+    """The newest certificate, the own checkpoints above it, and the base whose time is known.
+
+    The application's time is needed where its snapshot lags behind the certificate: the journal
+    is cut below the snapshot, and what it holds above may be on no other disk as a state.
+    """
     proofs = [e.proof for e in entries if isinstance(e, journal.StableHere)]
     own = [e for e in entries if isinstance(e, journal.OwnCheckpoint)]
-    times = {0: 0} | {e.index: e.time_ms for e in own} | {p.index: p.time_ms for p in proofs}
+    times = (
+        {0: 0, applied.index: applied.time_ms}
+        | {e.index: e.time_ms for e in own}
+        | {p.index: p.time_ms for p in proofs}
+    )
     best = max(proofs, key=lambda proof: proof.index, default=None)
     if best is not None:
         window.stable = stable_of(best)
-    base = max(index for index in times if index <= min(window.low, applied))
+    base = max(index for index in times if index <= min(window.low, applied.index))
     log.base = window.floor = base
     log.decided, log.decided_ms = base, times[base]
-    window.snapshot = applied
+    window.snapshot = applied.index
     for e in own:
         if e.index > window.low:
             window.sign_own(me, Checkpoint(e.index, e.state_root, e.time_ms), e.signature)
