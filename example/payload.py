@@ -38,6 +38,10 @@ SUFFIXES = {
 }
 
 
+class NotReplaceable(Exception):
+    """The folder of an earlier run belongs to another user: remove it as that user."""
+
+
 def kind_of(path: Path) -> str | None:
     """By name alone; a file without a suffix in a `bin` folder is a program."""
     if path.parent.name in {"bin", "sbin"} and not path.suffix:
@@ -102,6 +106,10 @@ def build(target: Path, *, mib: float = 50, source: Path = SOURCE) -> tuple[int,
     """Copies the files to `target`, replacing it; returns (files, bytes)."""
     chosen = choose(source, mib)
     shutil.rmtree(target, ignore_errors=True)
+    if target.exists():
+        raise NotReplaceable(
+            f"{target} belongs to another user and cannot be made anew: remove it as that user"
+        )
     target.mkdir(parents=True)
     copied = size_bytes = 0
     taken: dict[str, Path] = {}

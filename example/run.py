@@ -61,7 +61,7 @@ def run_job(job: Path, files: Path, *, quiet: bool) -> dict[str, Any]:
         identity = max(views, key=lambda view: view["submitted_ms"])["id"]
     job_s = time.monotonic() - begun
     receipts = dwcp_json("receipt", "get", identity)["receipts"]
-    if not any(receipt["kind"] == "done" for receipt in receipts):
+    if not any(receipt["kind"].removeprefix("observed-") == "done" for receipt in receipts):
         raise Failed(f"{identity}: no receipt of its end")
     with tempfile.TemporaryDirectory(prefix="dwcp-output-") as folder:
         dwcp_json("output", identity, f"{folder}/output")
@@ -114,6 +114,9 @@ def main() -> int:
         return failed.code
     except OSError as error:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except payload.NotReplaceable as found:
+        print(found, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 75

@@ -177,10 +177,9 @@ class Drill:
 
     # ------------------------------------------------------------------ jobs
 
-    def payload(self, token: str) -> Path:
+    @staticmethod
+    def _fill(folder: Path, token: str) -> None:
         """About 2 MB of real files, each beginning with the token, so that they have to travel each time."""
-        folder = self.folder / f"payload-{token}"
-        folder.mkdir(parents=True)
         taken = 0
         for number, source in enumerate(_sources()):
             if taken >= PAYLOAD_BYTES:
@@ -188,7 +187,6 @@ class Drill:
             content = source.read_bytes()
             taken += len(content)
             (folder / f"{number:04d}-{source.name[:40]}").write_bytes(token.encode() + content)
-        return folder
 
     def submit(
         self, *, retry: str, site: str = "rome", sleep_s: float = 0.3, cpu: float = 0.5, data: bool = True
@@ -203,7 +201,10 @@ class Drill:
     def write(self, *, retry: str, site: str, sleep_s: float, cpu: float, data: bool) -> Job:
         """The job file and its payload; nothing is submitted."""
         token = f"t{next(self._tokens)}-{time.monotonic_ns()}"
-        payload = self.payload(token) if data else self.folder
+        payload = self.folder / f"payload-{token}"
+        payload.mkdir()
+        if data:
+            self._fill(payload, token)
         hashing = "find . -type f -name '0*' -print0 | sort -z | xargs -0 -r sha256sum > out/index.txt"
         content: dict[str, Any] = {
             "name": "drill",
@@ -336,7 +337,7 @@ class Drill:
     def run_with_kill(self, point: str, *, retry: str, service: str = "") -> None:
         """Arm, run a job to its end, make sure that the kill happened, judge by all evidence."""
         service = self.arm(point, service)
-        job = self.submit(retry=retry)
+        job = self.submit(retry=retry, sleep_s=2.5 if "lease" in point else 0.3)  # renewed each second
         try:
             state = self.finish(job)
             wait_until(lambda: self.has_fired(service, point), f"{service} passes {point}", seconds=10)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
@@ -15,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.networks import free_net
+
 from dwcp.runtime.clock import SystemClock
 from dwcp.runtime.layout import Layout
 from dwcp.runtime.platform import Platform
 
-_networks = itertools.count()  # several platforms of one session run side by side
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -69,7 +69,7 @@ def installed(*, lease: str = "3s", replicas: int = 4) -> Iterator[RunningPlatfo
     The folder's name is short: a socket's path may have 107 bytes.
     """
     root = Path(tempfile.mkdtemp(prefix="dwcp-"))
-    made = RunningPlatform(root / "state", f"127.{16 + (os.getpid() * 8 + next(_networks)) % 200}")
+    made = RunningPlatform(root / "state", free_net())
     try:
         made.json("init", "--net", made.net, "--testing", "--lease", lease, "--replicas", str(replicas))
         yield made

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,27 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.networks import free_net
+
 from dwcp.consensus.ledger import genesis as genesis_file
 from dwcp.runtime import installation, keys
 from dwcp.runtime.client import LedgerClient
 from dwcp.runtime.clock import SystemClock
 from dwcp.runtime.layout import Layout
-from dwcp.runtime.world import PEER_PORT, default_world
+from dwcp.runtime.world import default_world
 
 SOURCE = Path(keys.__file__).resolve().parents[2]
-
-
-def free_net() -> str:
-    """A /16 of 127 that nobody uses: by process id, then onwards past those with a replica."""
-    for step in range(200):
-        net = f"127.{20 + (os.getpid() + step) % 200}"
-        with socket.socket() as probe:
-            try:
-                probe.bind((f"{net}.1.1", PEER_PORT))
-            except OSError:
-                continue
-        return net
-    raise AssertionError("every loopback network is in use")
 
 
 class LedgerWorld:
@@ -49,6 +37,7 @@ class LedgerWorld:
         self.plans = installation.write_configs(self.layout, world)[:replicas]
         self.genesis = genesis_file.load(self.layout.genesis)
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        self.armed: set[int] = set()  # replicas that were started with failpoints
 
     def __enter__(self) -> LedgerWorld:
         return self
@@ -75,6 +64,7 @@ class LedgerWorld:
         with self.layout.log(self.name(replica)).open("ab") as log:
             process = subprocess.Popen(arguments, stdout=log, stderr=log, env=environment)
         self.processes[replica] = process
+        (self.armed.add if failpoints else self.armed.discard)(replica)
         return process
 
     def start_all(self) -> None:

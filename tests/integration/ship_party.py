@@ -18,7 +18,8 @@ from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.config import TlsFiles
 from dwcp.runtime.http import Health, application, client, serve
 from dwcp.runtime.packflow import FixedChooser, Pacer
-from dwcp.runtime.payload_routes import STREAM_PATHS, routes
+from dwcp.runtime.payload_routes import SHARING_PATHS, STREAM_PATHS, routes
+from dwcp.runtime.principals import AGENTS, Grant
 from dwcp.runtime.shipping import Patience, Progress, Source, pull
 from dwcp.runtime.telemetry import Telemetry
 
@@ -58,6 +59,7 @@ async def source(plan: Plan, tls: TlsFiles) -> None:
             telemetry=telemetry,
             tls=(plan.host, plan.port, tls),
             streams=STREAM_PATHS,
+            grants=tuple(Grant(path, AGENTS) for path in SHARING_PATHS),
             started=started,
         )
     )

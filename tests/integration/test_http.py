@@ -19,6 +19,7 @@ from fastapi import Request, Response
 from dwcp.runtime import http, keys
 from dwcp.runtime.errors import AddressTaken
 from dwcp.runtime.layout import Layout
+from dwcp.runtime.principals import Grant
 from dwcp.runtime.telemetry import Telemetry
 from dwcp.runtime.tokens import Role, TokenBook
 
@@ -39,7 +40,7 @@ def layout(tmp_path: Path) -> Layout:
     layout = Layout(tmp_path)
     now_ms = time.time_ns() // 1_000_000
     authority = keys.create_authority(layout.authority, name="test", now_ms=now_ms)
-    for name in ("server", "agent"):
+    for name in ("server", "agent", "operator", "granted-one"):
         keys.issue(authority, layout.keys(name), name=name, hosts=(HOST,), now_ms=now_ms)
     return layout
 
@@ -66,6 +67,7 @@ async def serving(layout: Layout, *, slow_s: float = 0) -> AsyncIterator[asyncio
             plain=(HOST, 8080),
             tls=(HOST, 7443, layout.tls("server")),
             tokens=TokenBook(layout.tokens),
+            grants=(Grant("/echo", "granted-"),),
             started=started,
         )
     )
@@ -80,7 +82,8 @@ async def serving(layout: Layout, *, slow_s: float = 0) -> AsyncIterator[asyncio
 
 
 def test_who_may_change_state(layout: Layout) -> None:
-    """Goal: no change of state without a token or a certificate. Method: every kind of caller posts."""
+    """Goal: no change of state without a token, the operator's certificate or a grant.
+    Method: every kind of caller posts."""
     book = TokenBook(layout.tokens)
     operator, viewer = book.create("ann", Role.OPERATOR, now_ms=1), book.create("bob", Role.VIEWER, now_ms=1)
 
@@ -89,6 +92,8 @@ def test_who_may_change_state(layout: Layout) -> None:
             serving(layout),
             httpx.AsyncClient() as stranger,
             http.client(layout.tls("agent")) as agent,
+            http.client(layout.tls("granted-one")) as granted,
+            http.client(layout.tls("operator")) as command_line,
         ):
 
             async def post(token: str | None) -> httpx.Response:
@@ -100,8 +105,12 @@ def test_who_may_change_state(layout: Layout) -> None:
             assert (await post("wrong")).status_code == 401
             assert (await post(viewer)).status_code == 403
             assert (await post(operator)).json() == {"name": "ann", "kind": "person", "bytes": 3}
-            answer = await agent.post(MUTUAL + "/echo", content=b"abc")
-            assert answer.json() == {"name": "agent", "kind": "process", "bytes": 3}
+            assert (await agent.get(MUTUAL + "/echo")).json()["name"] == "agent"
+            assert (await agent.post(MUTUAL + "/echo", content=b"abc")).status_code == 403
+            assert (await granted.post(MUTUAL + "/echo/x", content=b"abc")).status_code == 403
+            for process, name in ((granted, "granted-one"), (command_line, "operator")):
+                answer = await process.post(MUTUAL + "/echo", content=b"abc")
+                assert answer.json() == {"name": name, "kind": "process", "bytes": 3}
 
     run(scene)
 

@@ -124,7 +124,7 @@ def _result(process: subprocess.Popen[bytes], seconds: float = 60) -> dict[str, 
     return result
 
 
-def _verify(site: Site, root: str, name: str = "target") -> None:
+def _verify(site: Site, root: str, name: str = "dwcp-agent-rome") -> None:
     """The target's store gives back the very files."""
     store = ChunkStore.open(site.folder / name)
     assert store.problems == ()
@@ -138,7 +138,7 @@ def test_a_source_killed_at_each_point_delivers_after_its_restart(site: Site, po
     """SIGKILL at the point; the target waits, the restarted source goes on, the payload is whole."""
     root = _held(site, "source")
     source = site.start("source", "source", 1, failpoints=[f"{point}=kill"])
-    target = site.start("target", "target", 2, root=root, sources={"oslo": _url(1)})
+    target = site.start("target", "dwcp-agent-rome", 2, root=root, sources={"oslo": _url(1)})
     assert source.wait(timeout=30) == -signal.SIGKILL
     site.start("source", "source", 1, failpoints=[f"{point}=kill"])
 
@@ -152,9 +152,9 @@ def test_a_target_killed_at_each_point_completes_after_its_restart(site: Site, p
     root = _held(site, "source")
     site.start("source", "source", 1)
     plan = {"root": root, "sources": {"oslo": _url(1)}, "failpoints": [f"{point}=kill"]}
-    assert site.start("target", "target", 2, **plan).wait(timeout=30) == -signal.SIGKILL
+    assert site.start("target", "dwcp-agent-rome", 2, **plan).wait(timeout=30) == -signal.SIGKILL
 
-    assert _result(site.start("target", "target", 2, **plan))["complete"]
+    assert _result(site.start("target", "dwcp-agent-rome", 2, **plan))["complete"]
     _verify(site, root)
 
 
@@ -163,15 +163,15 @@ def test_after_a_kill_only_the_rest_travels(site: Site) -> None:
     root = _held(site, "source")
     site.start("source", "source", 1, rate_bps=20e6)
     plan = {"root": root, "sources": {"oslo": _url(1)}}
-    target = site.start("target", "target", 2, **plan)
-    chunks = site.folder / "target" / "default" / "chunks"
+    target = site.start("target", "dwcp-agent-rome", 2, **plan)
+    chunks = site.folder / "dwcp-agent-rome" / "default" / "chunks"
     until = time.monotonic() + 30
     while sum(1 for _ in chunks.glob("*/*")) < 60:
         assert time.monotonic() < until
         time.sleep(0.02)
     target.kill()
 
-    result = _result(site.start("target", "target", 2, **plan))
+    result = _result(site.start("target", "dwcp-agent-rome", 2, **plan))
 
     assert result["complete"]
     assert result["wire_bytes"] < 2_500_000
@@ -185,7 +185,7 @@ def test_a_stopped_source_is_left_for_another(site: Site) -> None:
     slow = site.start("source", "source", 1, rate_bps=4e6)
     site.start("source", "copy", 3)
     sources = {"oslo": _url(1), "copy": _url(3)}
-    target = site.start("target", "target", 2, root=root, sources=sources)
+    target = site.start("target", "dwcp-agent-rome", 2, root=root, sources=sources)
     time.sleep(1.5)
     slow.send_signal(signal.SIGSTOP)
     try:
@@ -205,7 +205,7 @@ def test_the_uplink_is_paced(site: Site) -> None:
     site.start("source", "source", 1, rate_bps=16e6)
     started = time.monotonic()
 
-    result = _result(site.start("target", "target", 2, root=root, sources={"oslo": _url(1)}))
+    result = _result(site.start("target", "dwcp-agent-rome", 2, root=root, sources={"oslo": _url(1)}))
 
     took = time.monotonic() - started
     least = result["wire_bytes"] * 8 / 16e6 - 0.1
@@ -215,7 +215,7 @@ def test_the_uplink_is_paced(site: Site) -> None:
 def test_a_submission_over_mutual_tls(site: Site) -> None:
     """Upload, download, and a submission whose payload changes on the way, which commits nothing."""
     site.start("source", "source", 1)
-    tls = site.tls("cli", f"{NET}.9")
+    tls = site.tls("operator", f"{NET}.9")
     payload = _payload(site.folder / "payload")
 
     def change(handed: Handed) -> None:
@@ -244,7 +244,7 @@ def test_a_full_agent_says_so_while_the_submitter_still_sends(site: Site) -> Non
     payload = _payload(site.folder / "payload", 40 << 20)
 
     async def main() -> None:
-        async with client(site.tls("cli", f"{NET}.9")) as http:
+        async with client(site.tls("operator", f"{NET}.9")) as http:
             with pytest.raises(TransferError, match="may hold 1000000 bytes"):
                 await upload(http, _url(1), read_tree(payload), workload="w-1")
 
@@ -266,7 +266,7 @@ def test_strangers_get_nothing(site: Site) -> None:
         httpx.get(f"{_url(1)}/v1/outputs/{'0' * 64}", verify=no_certificate, trust_env=False)
 
     async def main() -> int:
-        async with client(site.tls("cli", f"{NET}.9")) as http:
+        async with client(site.tls("operator", f"{NET}.9")) as http:
             return (await http.get(f"{_url(1)}/v1/outputs/{'0' * 64}")).status_code
 
     assert asyncio.run(main()) == 404

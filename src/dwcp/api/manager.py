@@ -12,6 +12,7 @@ from dwcp.api.workloads import Allocation, Job, Node, Output, PayloadRef, Shape,
 
 EVENT_WAIT_S_MAX = 30
 EVENTS_PER_POST_MAX = 256
+WORKLOADS_PER_PAGE_MAX = 1_000
 
 
 class Submission(Shape, frozen=True):
@@ -36,8 +37,11 @@ class WorkloadView(Shape, frozen=True):
 
 
 class WorkloadList(Shape, frozen=True):
+    """The newest in order of submission; `total` counts those that were left out too."""
+
     workloads: tuple[WorkloadView, ...]
     revision: int
+    total: int = 0
 
 
 class Reach(StrEnum):
@@ -119,11 +123,11 @@ class EventList(Shape, frozen=True):
 
 
 class StoredReceipt(Shape, frozen=True):
-    """A receipt file with what it is about. `receipt` is the file's JSON, verified by whoever reads it."""
+    """A receipt file with what it is about. `receipt` is the file's JSON: whoever reads it verifies it."""
 
     workload: str
     attempt: int
-    kind: str  # placed | running | done | failed | unknown | pending | cancelled | observed
+    kind: str  # placed | running | done | failed | unknown | pending | cancelled, or observed-done and so on
     receipt: dict[str, Any]  # Any: the ledger's own format, opaque here
 
 
@@ -170,8 +174,9 @@ def submit(submission: Submission) -> Request:
     return request("POST", "api", "v1", "workloads", body=submission)
 
 
-def workloads() -> Request:
-    return request("GET", "api", "v1", "workloads")
+def workloads(*, active: bool = False, limit: int = WORKLOADS_PER_PAGE_MAX) -> Request:
+    query = {"active": 1 if active else 0, "limit": limit}
+    return request("GET", "api", "v1", "workloads", query=query)
 
 
 def workload(identity: str) -> Request:

@@ -51,6 +51,7 @@ class Screen:
         self._bars = bars
         self._say = say
         self._task = bars.add_task("waiting", total=None, state="")
+        self._why = ""
         self._states: set[tuple[str, int]] = set()  # told by the log and by the agent: shown once
 
     def event(self, report: Report) -> None:
@@ -68,6 +69,12 @@ class Screen:
         )
         self._say(line(report))
 
+    def waiting(self, why: str) -> None:
+        """Why nothing is known now; said once for each reason."""
+        if why != self._why:
+            self._why = why
+            self._say(why)
+
 
 def follow(
     manager: ControlPlane, identity: str, *, clock: Clock, screen: Screen, sleep: Callable[[float], None]
@@ -84,7 +91,7 @@ def follow(
             absent_since = absent_since if absent_since is not None else clock.monotonic_ms()
             if clock.monotonic_ms() - absent_since > PATIENCE_MS:
                 raise
-            screen.event(Report(workload=identity, kind=EventKind.NOTE, fields={"reason": f"{exc}; waiting"}))
+            screen.waiting(f"{exc}; waiting")
             sleep(PAUSE_S)
             continue
         after, absent_since = page.next_after, None
@@ -108,7 +115,7 @@ def proof_of(
     """
     until = clock.monotonic_ms() + RECEIPT_PATIENCE_MS
     while True:
-        for stored in manager.ask(api.ReceiptList, api.receipts(view.id)).receipts:
+        for stored in _stored(manager, view.id):
             proof = check(stored, genesis)
             if _shows(proof, view):
                 return proof
@@ -117,14 +124,30 @@ def proof_of(
         sleep(PAUSE_S)
 
 
+def _stored(manager: ControlPlane, identity: str) -> tuple[StoredReceipt, ...]:
+    """What the manager has; nothing while it is away, which the caller waits out."""
+    try:
+        return manager.ask(api.ReceiptList, api.receipts(identity)).receipts
+    except (NotRunning, _unavailable()):
+        return ()
+
+
 def check(stored: StoredReceipt, genesis: Genesis) -> Proof:
-    """Verified against genesis alone. Raises `ReceiptInvalid`."""
+    """Verified against genesis alone, and its label against what it proves. Raises `ReceiptInvalid`."""
     import msgspec
 
     from dwcp.consensus.ledger import receipts
+    from dwcp.control.proof import proven_state
 
     receipt = receipts.decode(msgspec.json.encode(stored.receipt))
-    return Proof(stored, receipts.verify(receipt, genesis))
+    facts = receipts.verify(receipt, genesis)
+    proven = proven_state(facts.operation, facts.result, workload=stored.workload)
+    if proven is None or not proven.is_filed_as(stored.kind, stored.attempt):
+        raise receipts.ReceiptInvalid(
+            f"the receipt at position {facts.index} is genuine, but does not prove that {stored.workload[:40]!r}"
+            f" is {stored.kind[:40]!r} in attempt {stored.attempt}: who filed it so is wrong or lies"
+        )
+    return Proof(stored, facts)
 
 
 def describe(proof: Proof) -> str:
@@ -160,10 +183,7 @@ def _shows(proof: Proof, view: WorkloadView) -> bool:
     from dwcp.control.proof import proven_state
 
     proven = proven_state(proof.facts.operation, proof.facts.result, workload=view.id)
-    return proven is not None and (proven.state.state, proven.state.attempt) == (
-        view.state.state,
-        view.state.attempt,
-    )
+    return proven is not None and proven.is_filed_as(view.state.state.value, view.state.attempt)
 
 
 def _unavailable() -> type[Exception]:

@@ -7,7 +7,7 @@ import base64
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from dwcp.api import manager as api
 from dwcp.api.manager import NodeList, Submission, WorkloadView
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from dwcp.runtime.clock import Clock
     from dwcp.runtime.config import TlsFiles
 
-PATIENCE_MS = 60_000  # how long a manager that is restarting is waited for
+T = TypeVar("T")
+FIRST_PATIENCE_MS = (
+    15_000  # how long a manager that is restarting is waited for before anything is handed over
+)
+PATIENCE_MS = 60_000  # and after
 PAUSE_S = 0.5
 
 
@@ -40,6 +44,18 @@ def read_file(path: Path) -> Job:
             return read_job(file.read(JOB_FILE_BYTES_MAX + 1), source=str(path))
     except OSError as exc:
         raise JobRefused(f"{path}: cannot be read: {exc.strerror}") from exc
+
+
+def patiently(ask: Callable[[], T], *, patience_ms: int, clock: Clock, sleep: Callable[[float], None]) -> T:
+    """Asks again while the manager is away or unsure. Only for what may be asked twice."""
+    until = clock.monotonic_ms() + patience_ms
+    while True:
+        try:
+            return ask()
+        except (ServiceUnavailable, NotRunning):
+            if clock.monotonic_ms() > until:
+                raise
+            sleep(PAUSE_S)
 
 
 def check_here(job: Job, manager: ControlPlane) -> Node | None:
@@ -84,11 +100,14 @@ def create(
     manager: ControlPlane, submission: Submission, *, clock: Clock, sleep: Callable[[float], None]
 ) -> WorkloadView:
     """Creates the workload; repeats under the same id while the manager is away or unsure."""
-    until = clock.monotonic_ms() + PATIENCE_MS
-    while True:
-        try:
-            return manager.ask(WorkloadView, api.submit(submission))
-        except (ServiceUnavailable, NotRunning):
-            if clock.monotonic_ms() > until:
-                raise
-            sleep(PAUSE_S)
+    try:
+        return patiently(
+            lambda: manager.ask(WorkloadView, api.submit(submission)),
+            patience_ms=PATIENCE_MS,
+            clock=clock,
+            sleep=sleep,
+        )
+    except (ServiceUnavailable, NotRunning) as exc:
+        raise ServiceUnavailable(
+            f"whether {submission.id} was created is not known: {exc}; see `dwcp workloads {submission.id}`"
+        ) from exc

@@ -60,7 +60,7 @@ class Exit:
     status: int
     cause: Cause | None = None  # set if we ended it
     entered: bool = True  # False: the sandbox failed before the command began
-    killed: bool = False  # a SIGKILL that was not ours
+    killed: bool = False  # by a SIGKILL or SIGTERM that was not ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +216,7 @@ def _ended(remote: WorkloadState, facts: Facts, retry: Retry) -> Decision:
     if not facts.exit.entered:
         return Decision(Action.COMMIT_END, State.FAILED, reason="the sandbox could not be set up: see stderr")
     if facts.exit.killed:
-        return _fate_unknown(remote, retry, "its command was killed from outside (signal 9)")
+        return _fate_unknown(remote, retry, "its command was killed from outside")
     return _finished(facts, facts.exit)
 
 

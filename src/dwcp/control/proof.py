@@ -12,6 +12,8 @@ import msgspec
 from dwcp.api.kv import Operation, Put, Range, RangeDone, Result, Txn, TxnDone
 from dwcp.api.workloads import WorkloadState, state_key
 
+OBSERVED = "observed-"  # proven by a committed read, where the writer's own receipt never came
+
 
 @dataclass(frozen=True, slots=True)
 class ProvenState:
@@ -19,6 +21,10 @@ class ProvenState:
 
     state: WorkloadState
     written: bool
+
+    def is_filed_as(self, kind: str, attempt: int) -> bool:
+        """Whether a receipt of this state may bear that label: whoever hands it in chose the label."""
+        return (kind.removeprefix(OBSERVED), attempt) == (self.state.state.value, self.state.attempt)
 
 
 def proven_state(operation: Operation, result: Result, *, workload: str) -> ProvenState | None:

@@ -29,6 +29,8 @@ POINTS: Mapping[str, str] = {
     "manager.cancel.after_commit": "the cancellation is committed",
     "allocator.place.before": "a placement request has arrived",
     "allocator.place.after": "the answer is computed, not sent",
+    "compression.predict.before": "a source asks for a codec",
+    "compression.predict.after": "the codec is chosen, the source not told",
     "ship.source.before_pack": "the source is about to send a pack",
     "ship.source.after_pack": "the source has sent a pack",
     "ship.target.before_manifest": "the target has not asked for the manifest",

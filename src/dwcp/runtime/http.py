@@ -1,7 +1,7 @@
 """HTTP as every service speaks it: one app on two listeners, gated before any route sees a request.
 
 Plain HTTP: reads are free, a change of state needs a bearer token. Mutual TLS: the
-caller is the process named in its certificate. Heads, bodies, time and
+caller is the process named in its certificate, which changes only what it was granted. Heads, bodies, time and
 connections are limited here, so that routes need not think of them.
 """
 
@@ -29,6 +29,7 @@ from dwcp.runtime.clock import Clock, SystemClock
 from dwcp.runtime.config import TlsFiles
 from dwcp.runtime.errors import AddressTaken
 from dwcp.runtime.keys import client_context, server_context
+from dwcp.runtime.principals import ANONYMOUS, Grant, Principal, of_certificate
 from dwcp.runtime.telemetry import Telemetry
 from dwcp.runtime.tokens import Role, TokenBook
 
@@ -89,22 +90,6 @@ class Health:
                 name: {"verdict": c.verdict, "detail": c.detail, **c.data} for name, c in checks.items()
             },
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """Who asks. `kind` is "process" (certificate), "person" (token) or "anonymous"."""
-
-    name: str
-    kind: str
-    role: Role = Role.VIEWER
-
-    def may(self, role: Role) -> bool:
-        """Processes of the installation may do what an operator may."""
-        return self.role.includes(role)
-
-
-ANONYMOUS = Principal("anonymous", "anonymous")
 
 
 class Refusal(Exception):
@@ -183,16 +168,18 @@ async def serve(  # noqa: PLR0913  # a composition root passes its parts by name
     tokens: TokenBook | None = None,
     streams: tuple[str, ...] = (),
     pure: tuple[str, ...] = (),
+    grants: tuple[Grant, ...] = (),
     drain_ms: int = 5000,
     started: asyncio.Event | None = None,
 ) -> None:
     """Serves until `stop` is set, then lets open requests end for up to `drain_ms`.
 
     `streams` are path prefixes whose bodies their routes read and limit themselves; `pure` are paths
-    where a POST only computes an answer, so that it needs no token.
+    where a POST only computes an answer, so that it needs no token; `grants` say which processes beside
+    the operator's own may change what.
     Raises `AddressTaken` before anything is served.
     """
-    gate = Gate(app, telemetry=telemetry, tokens=tokens, streams=streams, pure=pure)
+    gate = Gate(app, telemetry=telemetry, tokens=tokens, streams=streams, pure=pure, grants=grants)
     sockets: list[tuple[socket.socket, ssl.SSLContext | None]] = []
     try:
         if plain is not None:
@@ -248,12 +235,14 @@ class Gate:
         tokens: TokenBook | None,
         streams: tuple[str, ...] = (),
         pure: tuple[str, ...] = (),
+        grants: tuple[Grant, ...] = (),
     ) -> None:
         self._app = app
         self._telemetry = telemetry
         self._tokens = tokens
         self._streams = streams
         self._pure = frozenset(pure)
+        self._grants = grants
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -280,7 +269,7 @@ class Gate:
         """None stands for a token that nobody has."""
         peer = scope["state"].get("peer")
         if peer:
-            return Principal(peer, "process", Role.OPERATOR)
+            return of_certificate(peer)
         for name, value in scope["headers"]:
             if name == b"authorization":
                 return self._holder(value)
@@ -297,7 +286,8 @@ class Gate:
         if caller is None:
             return self._rejected("bad_token", 401, "this token is unknown or revoked: see `dwcp token list`")
         safe = scope["method"] in _SAFE_METHODS or (scope["method"] == "POST" and scope["path"] in self._pure)
-        if not safe and not caller.may(Role.OPERATOR):
+        granted = any(grant.covers(caller, scope["path"]) for grant in self._grants)
+        if not safe and not granted and not caller.may(Role.OPERATOR):
             if caller.kind == "anonymous":
                 detail = "a change of state needs `Authorization: Bearer TOKEN` of an operator"
                 return self._rejected("no_token", 401, detail)

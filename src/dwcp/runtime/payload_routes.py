@@ -32,12 +32,15 @@ from dwcp.runtime.shipping import (
 )
 from dwcp.runtime.telemetry import Telemetry
 
-STREAM_PATHS = (PAYLOADS_PATH, PACKS_PATH, HAVE_PATH)
+SHARING_PATHS = (PACKS_PATH, HAVE_PATH)  # asked by other agents; payloads come from submitters alone
+STREAM_PATHS = (PAYLOADS_PATH, *SHARING_PATHS)
 OUTPUTS_PATH = "/v1/outputs"
 REQUEST_BYTES_MAX = 4 << 20
 _STREAMS_MAX = 16  # each holds up to two packs in memory
 _DRAIN_BYTES_MAX = 16 << 20
 _DRAIN_S_MAX = 5.0
+
+_WORKLOAD = re.compile(r"w-[a-z0-9]{1,32}")
 
 StoreOf = Callable[[Request], ChunkStore]
 
@@ -81,8 +84,8 @@ class _Routes:
         self._streams = 0
 
     async def take_payload(self, request: Request, workload: str = "") -> Response:
-        if not workload:
-            raise Refusal(400, "request_invalid", "say which workload the payload is for: ?workload=ID")
+        if not _WORKLOAD.fullmatch(workload):  # a claim of any other name would never be given back
+            raise Refusal(400, "request_invalid", "say which workload the payload is for: ?workload=w-…")
         try:
             uploaded = await receive(request.stream(), self._store(request), owner=workload)
         except TransferError as exc:

@@ -36,7 +36,7 @@ from dwcp.runtime.trees import Node, Tree, index, read_at, read_tree
 __all__ = ["Uploaded", "read_tree", "receive", "upload"]
 
 PAYLOADS_PATH = "/v1/payloads"
-_TRIES = 3
+_PAUSES_S = (0.2, 1.0, 2.0, 4.0, 8.0)  # between tries: an agent that was killed is back within seconds
 _ANSWER_S_MAX = 120.0  # the agent syncs every chunk before it answers
 
 
@@ -77,12 +77,13 @@ async def upload(
     """
     progress = _Handing(tree.total_bytes, tell)
     manifest = await asyncio.to_thread(index, tree, advance=progress.reading)
-    for left in reversed(range(_TRIES)):
+    for pause_s in (*_PAUSES_S, None):
         try:
             return await _send(client, url, tree, manifest, workload, progress, chooser, pacer or Pacer())
         except SourceFailed:
-            if not left:
+            if pause_s is None:
                 raise
+            await asyncio.sleep(pause_s)
     raise AssertionError("unreachable")
 
 

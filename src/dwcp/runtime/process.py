@@ -66,6 +66,10 @@ def run(
         sys.stdout.flush()
         sys.stderr.write(f"{fault}\n")
         sys.exit(fault.exit_code if isinstance(fault, RuntimeFault) else Exit.FAILED)
+    except* OSError as group:
+        sys.stdout.flush()
+        sys.stderr.write(_system_said(_first(group), arguments.config) + "\n")
+        sys.exit(Exit.FAILED)
     sys.exit(Exit.OK)
 
 
@@ -112,6 +116,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--dump-config", action="store_true", help="print the effective configuration and exit"
     )
     return parser.parse_args(argv)
+
+
+def _system_said(fault: BaseException, config: Path) -> str:
+    """A full or read-only disk, missing rights: the operator's to repair, so without our stack."""
+    name = getattr(fault, "filename", None) or f"a file or address named in {config}"
+    said = getattr(fault, "strerror", None) or str(fault)
+    return f"{name}: {said}; repair that, then start again"
 
 
 def _first(fault: BaseException) -> BaseException:

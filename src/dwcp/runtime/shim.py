@@ -503,7 +503,7 @@ def _outcome(watch: Watch, status: int) -> dict[str, object]:
         "status": code,
         "cause": cause,
         "entered": command.entered,
-        "killed": cause is None and code == 128 + signal.SIGKILL,
+        "killed": cause is None and code - 128 in (signal.SIGKILL, signal.SIGTERM),
         "wall_s": round(time.monotonic() - command.started_s, 3),
         "cpu_s": round(used.ru_utime + used.ru_stime, 3),
         "memory_max_kib": used.ru_maxrss,

@@ -133,6 +133,10 @@ class Supervisor:
         self._own_file.unlink(missing_ok=True)
         return killed
 
+    def halt(self, name: str) -> None:
+        """Stops one service and leaves it stopped; `start_missing` starts it again."""
+        self._call("stopProcess", name)
+
     def restart(self, plan: ServicePlan, armed: Sequence[str] = ()) -> None:
         """Restarts one service with these failpoints (tests only); without them, as it was planned."""
         failpoints.parse(armed, testing=bool(plan.config.get("testing")))

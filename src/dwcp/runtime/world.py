@@ -18,11 +18,12 @@ from dwcp.api.workloads import Capacity
 from dwcp.runtime.config import Address, Settings
 from dwcp.runtime.errors import ConfigInvalid
 from dwcp.runtime.layout import Layout
+from dwcp.runtime.principals import AGENTS, MANAGER
+from dwcp.runtime.principals import OPERATOR as OPERATOR
 
 MUTUAL_PORT = 7443
 PEER_PORT, CLIENT_PORT, NODE_HTTP_PORT, AGENT_PORT = 9000, 9001, 8080, 7070
 CONTROL_SITES = ("hub", "oslo", "rome", "lima", "kyoto", "cairo", "perth")
-OPERATOR = "operator"
 Name = Annotated[str, Meta(pattern="^[a-z][a-z0-9-]{0,30}$")]
 
 
@@ -155,7 +156,7 @@ def replica_name(position: int) -> str:
 
 
 def agent_name(site: str) -> str:
-    return f"dwcp-agent-{site}"
+    return f"{AGENTS}{site}"
 
 
 def url(address: Address, *, tls: bool) -> str:
@@ -217,7 +218,7 @@ def _with(plan: ServicePlan, **more: Any) -> ServicePlan:  # Any: the shape is t
 
 
 def _manager(world: World, layout: Layout) -> ServicePlan:
-    name = "dwcp-manager"
+    name = MANAGER
     agents = [
         {"name": plan.site, "site": plan.site, "url": url(agent_address(world, position), tls=True)}
         for position, plan in enumerate(world.agents)

@@ -84,6 +84,7 @@ class NodeView:
             "leader": self.genesis.replicas[status.leader].name,
             "index": status.index,
             "revision": status.revision,
+            "history": self.replica.ledger.history_digest.hex(),
             "voting": status.voting,
             "learner": self.learner,
             "state_transfer": status.state_transfer,

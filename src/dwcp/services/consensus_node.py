@@ -10,7 +10,7 @@ import asyncio
 import gc
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Response
 
@@ -44,6 +44,21 @@ GC_THRESHOLD = 50_000  # acyclic hot path: collections would only scan the state
 METRICS_PERIOD_S = 5.0
 
 
+class Builder(Protocol):
+    """Makes the replica that the process hosts: `build_replica`, or a test's own."""
+
+    def __call__(
+        self,
+        config: ConsensusConfig,
+        genesis: Genesis,
+        key: SigningKey,
+        ledger: Ledger,
+        *,
+        voting: bool,
+        snapshots: tuple[Snapshot, ...] = (),
+    ) -> Replica: ...
+
+
 class NodeLedger(Ledger):
     """The ledger with the failpoints and counts of a process around each execution."""
 
@@ -61,6 +76,11 @@ class NodeLedger(Ledger):
 
 async def main(config: ConsensusConfig, process: Process) -> None:
     """Check, open, serve, drain, close."""
+    await serve(config, process, build_replica)
+
+
+async def serve(config: ConsensusConfig, process: Process, build: Builder) -> None:
+    """The whole process around the replica that `build` makes."""
     assert config.sign_key is not None  # `ConsensusConfig.validate`
     genesis = genesis_file.load(config.genesis)
     key = keys.load_sign_key(config.sign_key)
@@ -74,7 +94,7 @@ async def main(config: ConsensusConfig, process: Process) -> None:
     try:
         if storage.learner:
             process.log.warning("replica.learner", reason=storage.learner)
-        await _run(config, process, genesis, key, storage)
+        await _run(config, process, genesis, key, storage, build)
     finally:
         storage.close()
 
@@ -162,14 +182,19 @@ def build_replica(
 
 
 async def _run(
-    config: ConsensusConfig, process: Process, genesis: Genesis, key: SigningKey, storage: Opened
+    config: ConsensusConfig,
+    process: Process,
+    genesis: Genesis,
+    key: SigningKey,
+    storage: Opened,
+    build: Builder,
 ) -> None:
     ledger = NodeLedger(genesis)
     observer = NodeObserver(process.log, process.telemetry)
     ledger.watch_executions(observer.executed)
     snapshots = restore(ledger, storage, process)
     voting = not storage.learner
-    replica = build_replica(config, genesis, key, ledger, voting=voting, snapshots=snapshots)
+    replica = build(config, genesis, key, ledger, voting=voting, snapshots=snapshots)
     driver = Driver(
         replica=replica,
         journal=storage.journal,

@@ -9,17 +9,20 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
+from tests.unit.control.genuine import GENESIS, genuine
 
 from dwcp.api import manager as api
 from dwcp.api.kv import Compare, DeleteRange, KeyValue, Put, Range, RangeDone, Relation, Target
-from dwcp.api.manager import Event, EventKind, EventList, Report, Submission, WorkloadView
+from dwcp.api.manager import Event, EventKind, EventList, Report, StoredReceipt, Submission, WorkloadView
 from dwcp.api.requests import request
 from dwcp.api.workloads import Demand, Job, State, WorkloadState
 from dwcp.cli import output, submission
 from dwcp.cli.calls import ControlPlane, ServiceRefused, ServiceUnavailable
+from dwcp.cli.commands import logs
 from dwcp.cli.environment import Environment, using
-from dwcp.cli.following import Screen, follow, line
+from dwcp.cli.following import Screen, check, describe, follow, line, proof_of
 from dwcp.cli.ledger_text import EXAMPLE, TxnMalformed, read_txn, shown_pair
+from dwcp.consensus.ledger.receipts import ReceiptInvalid
 from dwcp.control.errors import JobRefused
 from dwcp.control.jobs import check_identity
 from dwcp.runtime.clock import ManualClock
@@ -172,6 +175,88 @@ def test_following_survives_a_restart_and_shows_a_state_once() -> None:
         )
     assert ended.state.state is State.DONE
     assert [text for text in said if text.startswith("running")] == ["running, attempt 1, on rome"]
+
+
+def test_an_absent_manager_is_said_to_be_absent_once() -> None:
+    """Goal: a restart does not flood the screen. Method: twenty refused connections, then the end."""
+    calls = 0
+
+    def handler(asked: httpx.Request) -> httpx.Response:
+        nonlocal calls
+        calls += 1
+        if calls <= 20:
+            raise httpx.ConnectError("restarting")
+        page = EventList(events=(), next_after=1)
+        answer = page if "events" in asked.url.path else view(State.DONE)
+        return httpx.Response(200, content=msgspec.json.encode(answer))
+
+    said: list[str] = []
+    with using(Environment(err=io.StringIO())), output.progress(quiet=True) as bars:
+        follow(
+            plane(handler), ID, clock=ManualClock(), screen=Screen(bars, said.append), sleep=lambda _s: None
+        )
+    assert len(said) == 1
+    assert "waiting" in said[0]
+
+
+def test_a_receipt_is_waited_for_while_the_manager_is_away() -> None:
+    """Goal: the end is proven though the manager restarts just then. Method: two failures, then the receipt."""
+    answers: list[httpx.Response | Exception] = [
+        httpx.ConnectError("restarting"),
+        httpx.Response(503, json={"error": {"code": "not_ready", "detail": "not yet"}}),
+        httpx.Response(200, json={"receipts": [_stored("done")]}),
+    ]
+
+    def handler(_asked: httpx.Request) -> httpx.Response:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    ended = msgspec.structs.replace(view(State.DONE), state=WorkloadState(state=State.DONE, attempt=2))
+    proof = proof_of(plane(handler), ended, GENESIS, clock=ManualClock(), sleep=lambda _s: None)
+    assert proof is not None
+    assert "receipt verified: done, attempt 2" in describe(proof)
+
+
+@pytest.mark.parametrize("label", [{"kind": "failed"}, {"attempt": 7}, {"workload": "w-bbbbbbbbbb"}])
+def test_a_label_that_the_receipt_does_not_bear_out_is_refused(label: dict[str, object]) -> None:
+    """Goal: a manager cannot show a genuine receipt as proof of something else. Method: each label changed."""
+    with pytest.raises(ReceiptInvalid, match="does not prove"):
+        check(msgspec.convert(_stored("done") | label, StoredReceipt), GENESIS)
+
+
+def test_an_unanswered_submission_names_its_id() -> None:
+    """Goal: what may have happened can be looked up. Method: a manager that never comes back."""
+    clock = ManualClock()
+
+    def handler(_asked: httpx.Request) -> httpx.Response:
+        raise httpx.ReadTimeout("late")
+
+    with pytest.raises(ServiceUnavailable, match=f"whether {ID} was created is not known"):
+        submission.create(
+            plane(handler),
+            Submission(id=ID, job=JOB),
+            clock=clock,
+            sleep=lambda seconds: clock.advance(int(seconds * 1000)),
+        )
+
+
+def test_logs_of_all_services_come_in_the_order_of_time(tmp_path: Path) -> None:
+    """Goal: one story, not a file after the other. Method: two logs that interleave, one line without a time."""
+    one, two = tmp_path / "one.log", tmp_path / "two.log"
+    one.write_text('{"at": "2026-01-01T00:00:01Z"}\nTraceback\n{"at": "2026-01-01T00:00:04Z"}\n')
+    two.write_text('{"at": "2026-01-01T00:00:02Z"}\n{"at": "2026-01-01T00:00:03Z"}\n')
+
+    shown = [
+        (file.stem, line[-4:-2] if line.startswith("{") else "ba")
+        for file, line in logs._merged([one, two], 4)
+    ]
+    assert shown == [("one", "ba"), ("two", "2Z"), ("two", "3Z"), ("one", "4Z")]
+
+
+def _stored(kind: str) -> dict[str, object]:
+    return {"workload": ID, "attempt": 2, "kind": kind, "receipt": genuine()}
 
 
 def test_an_event_is_a_readable_line() -> None:

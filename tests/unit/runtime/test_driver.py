@@ -263,7 +263,7 @@ def test_rotation_and_snapshots_are_answered_once_durable(tmp_path: Path) -> Non
     """Goal: both requests are done, then told. Method: rewrite the journal; save three snapshots, two stay."""
 
     async def scenario(stage: Stage) -> None:
-        saves = [SaveSnapshot(index, b"r" * 32, (b"part", b"%d" % index)) for index in (128, 256, 384)]
+        saves = [SaveSnapshot(index, b"r" * 32, (b"part", b"%d" % index), index) for index in (128, 256, 384)]
         stage.replica.answers["start"] = [RotateLog((b"kept",)), *saves]
         stage.start()
         await stage.told("rotated")

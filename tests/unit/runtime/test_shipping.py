@@ -394,7 +394,7 @@ def test_strangers_bodies_get_4xx(tmp_path: Path, junk: bytes, cut: int) -> None
     body = intake.prelude(manifest, {address(content)})[:cut] + junk
 
     async def work(client: httpx.AsyncClient) -> list[httpx.Response]:
-        paths = ("/v1/payloads?workload=w", "/v1/packs", "/v1/chunks/have", "/v1/payloads?workload=../x")
+        paths = ("/v1/payloads?workload=w-1", "/v1/packs", "/v1/chunks/have", "/v1/payloads?workload=../x")
         return [await client.post(f"http://oslo{path}", content=body) for path in paths]
 
     for response in _run(work, agents):  # type: ignore[attr-defined]

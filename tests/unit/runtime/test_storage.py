@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 
 from dwcp.consensus.core.logformat import ForeignJournal, Journal, JournalExists
+from dwcp.consensus.ledger.ledger import Snapshot
 from dwcp.runtime.disk import DirectoryInUse
 from dwcp.runtime.storage import (
     Forgetful,
     Opened,
-    SavedSnapshot,
     SnapshotDamaged,
     initialise,
     open_storage,
 )
 
 CHAIN = b"c" * 32
-SNAPSHOT = SavedSnapshot(128, b"r" * 32, (b"list", b"", b"bucket" * 1000))
+SNAPSHOT = Snapshot(128, b"r" * 32, (b"list", b"", b"bucket" * 1000))
 
 
 def opened(folder: Path, *, replica: int = 1) -> Opened:
@@ -88,7 +88,7 @@ def test_a_foreign_directory_is_refused_and_its_locks_are_free_again(tmp_path: P
 def test_a_snapshot_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     """Goal: round trip, empty parts and large ones included. Method: save, reopen, load."""
     storage = opened(tmp_path)
-    storage.snapshots.save(SNAPSHOT)
+    storage.snapshots.save(SNAPSHOT, keep_from=0)
     storage.close()
 
     storage = opened(tmp_path)
@@ -102,7 +102,7 @@ def test_a_snapshot_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 def test_any_damage_to_a_snapshot_is_found(tmp_path: Path, offset: int) -> None:
     """Goal: no damaged state is loaded. Method: flip a byte in the head, in a part's head, in a part."""
     storage = opened(tmp_path)
-    storage.snapshots.save(SNAPSHOT)
+    storage.snapshots.save(SNAPSHOT, keep_from=0)
     path = tmp_path / "snapshots" / f"snapshot-{128:016d}"
     data = bytearray(path.read_bytes())
     data[offset] ^= 1
@@ -122,6 +122,19 @@ def test_an_unfinished_snapshot_is_not_seen(tmp_path: Path) -> None:
     (tmp_path / "snapshots" / "snapshot.new").write_bytes(b"half")
 
     assert storage.snapshots.indexes() == []
-    storage.snapshots.save(SNAPSHOT)
+    storage.snapshots.save(SNAPSHOT, keep_from=0)
     assert storage.snapshots.indexes() == [128]
+    storage.close()
+
+
+def test_older_snapshots_stay_from_the_certified_one_on(tmp_path: Path) -> None:
+    """Goal: peers that are behind find the certified one. Method: five saves, `keep_from` in the middle, then late."""
+    storage = opened(tmp_path)
+    for index in range(1, 6):
+        storage.snapshots.save(Snapshot(index, b"r" * 32, (b"",)), keep_from=2)
+    assert storage.snapshots.indexes() == [2, 3, 4, 5]
+
+    storage.snapshots.save(Snapshot(6, b"r" * 32, (b"",)), keep_from=100)
+
+    assert storage.snapshots.indexes() == [5, 6]
     storage.close()

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from dwcp.cli import output
 from dwcp.cli.environment import current
+from dwcp.cli.options import Json, State
 from dwcp.runtime.errors import Exit
 
 _CODES = {"ok": Exit.OK, "warn": Exit.FINDINGS, "crit": Exit.FAILED, "unknown": Exit.UNKNOWN}
 
 
 def doctor(
-    state: Annotated[Path | None, typer.Option("--state", help="state folder; else $DWCP_STATE")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
+    state: State = None,
+    as_json: Json = False,
 ) -> int:
     """Check this machine and this installation: programs, limits, disk, keys, clocks.
 

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from dwcp.cli.environment import current
+from dwcp.cli.options import State
 from dwcp.runtime.errors import NotRunning
 
 if TYPE_CHECKING:
     from dwcp.runtime.layout import Layout
 
 _FOLLOW_SECONDS = 0.25
+CONNECT_S = 5.0
+AGENTS = "dwcp-agent-"
 _HIDDEN = frozenset({"at", "level", "event", "service", "pid"})
 
 
@@ -25,9 +28,12 @@ def logs(
         str, typer.Argument(help="a service, or a workload's id; all services when left out")
     ] = "",
     follow: Annotated[bool, typer.Option("-f", "--follow", help="go on as lines are written")] = False,
-    lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="how many of the last lines")] = 50,
+    lines: Annotated[
+        int,
+        typer.Option("-n", "--lines", min=0, help="how many of the last lines; a workload's are all shown"),
+    ] = 50,
     stream: Annotated[str, typer.Option(help="of a workload: stdout or stderr")] = "stdout",
-    state: Annotated[Path | None, typer.Option("--state", help="state folder; else $DWCP_STATE")] = None,
+    state: State = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the JSON lines as they are")] = False,
 ) -> None:
     """Show the logs of services, or what a workload's command wrote.
@@ -39,9 +45,8 @@ def logs(
         _workload(layout, name, stream=stream, follow=follow, as_json=as_json)
         return
     files = _files(layout, name)
-    for file in files:
-        for line in _last_lines(file, lines):
-            _write(file, line, as_json)
+    for file, line in _merged(files, lines):
+        _write(file, line, as_json)
     if follow:
         for file, line in _follow(files):
             _write(file, line, as_json)
@@ -60,19 +65,37 @@ def _workload(layout: Layout, name: str, *, stream: str, follow: bool, as_json: 
     import httpx
 
     from dwcp.api import agent
+    from dwcp.api.requests import refusal
+    from dwcp.cli.calls import ServiceRefused, ServiceUnavailable
     from dwcp.runtime.keys import client_context
     from dwcp.runtime.platform import Platform, base_url, services_of
 
     env = current()
     asked = agent.attempt_logs(name, stream=stream, follow=follow)
-    plans = [plan for plan in services_of(Platform(layout, env.clock)) if plan.name.startswith("dwcp-agent-")]
-    with httpx.Client(verify=client_context(env.operator_tls(layout)), trust_env=False, timeout=None) as http:  # noqa: S113  # followed as long as the user likes
+    plans = [plan for plan in services_of(Platform(layout, env.clock)) if plan.name.startswith(AGENTS)]
+    silent = []
+    wait = httpx.Timeout(CONNECT_S, read=None)  # followed as long as the user likes
+    with httpx.Client(verify=client_context(env.operator_tls(layout)), trust_env=False, timeout=wait) as http:
         for plan in plans:
-            with http.stream("GET", base_url(plan) + asked.path) as answer:
-                if answer.status_code == 200:
-                    _write_stream(answer, as_json)
-                    return
-    raise NotRunning(f"no agent has logs of {name}: see `dwcp workloads {name}`")
+            try:
+                with http.stream("GET", base_url(plan) + asked.path) as answer:
+                    if answer.status_code == httpx.codes.OK:
+                        _write_stream(answer, as_json)
+                        return
+                    if answer.status_code != httpx.codes.NOT_FOUND:
+                        said = refusal(answer.read(), status=answer.status_code)
+                        raise ServiceRefused(said.code, said.detail)
+            except httpx.ConnectError:
+                silent.append(plan.name)
+            except httpx.HTTPError as exc:
+                raise ServiceUnavailable(
+                    f"{plan.name} broke off ({exc or type(exc).__name__}); ask again"
+                ) from exc
+    if silent:
+        raise ServiceUnavailable(
+            f"{', '.join(silent)} did not answer, the other agents have no logs of {name}"
+        )
+    raise ServiceRefused("not_found", f"no agent has logs of {name}: see `dwcp workloads {name}`")
 
 
 def _write_stream(answer: object, as_json: bool) -> None:
@@ -90,13 +113,36 @@ def _last_lines(file: Path, count: int) -> list[str]:
         return [line.rstrip("\n") for line in stream.readlines()[-count:]] if count else []
 
 
+def _merged(files: list[Path], count: int) -> list[tuple[Path, str]]:
+    """The last lines of all files together, by time; one without a time stays behind the one before it."""
+    found = []
+    for file in files:
+        at = ""
+        for line in _last_lines(file, count):
+            at = _time(line) or at
+            found.append((at, file, line))
+    return [(file, line) for _, file, line in sorted(found, key=lambda one: one[0])[-count:]] if count else []
+
+
+def _time(line: str) -> str:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return ""
+    return str(event.get("at", "")) if isinstance(event, dict) else ""
+
+
 def _follow(files: list[Path]) -> Iterator[tuple[Path, str]]:
     """New lines of all files; a file that was rotated is read from its start."""
     opened = {file: _at_end(file) for file in files}
+    begun = dict.fromkeys(files, "")
     while True:
         for file, stream in list(opened.items()):
             for line in stream:
-                yield file, line.rstrip("\n")
+                begun[file] += line
+                if line.endswith("\n"):  # else its end is still to be written
+                    yield file, begun[file].rstrip("\n")
+                    begun[file] = ""
             if file.exists() and file.stat().st_size < stream.tell():
                 stream.close()
                 opened[file] = file.open(encoding="utf-8", errors="replace")

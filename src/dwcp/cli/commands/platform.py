@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dwcp.cli import output
 from dwcp.cli.environment import current
+from dwcp.cli.options import Json, State
 from dwcp.runtime.errors import Exit
 
 if TYPE_CHECKING:
     from dwcp.runtime.platform import PlatformStatus, Wishes
 
-State = Annotated[
-    Path | None, typer.Option("--state", help="state folder; else $DWCP_STATE, else the default")
-]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON document")]
+HEALTH_PATH = "/api/clusters/all/health"
 Net = Annotated[
     str | None, typer.Option("--net", help="loopback network, for example 127.77; else $DWCP_NET")
 ]
@@ -77,9 +74,7 @@ def up(
 
         status = platform.up(_wishes(net, replicas, testing, lease), progress=progress)
     seconds = (env.clock.monotonic_ms() - begun_ms) / 1000
-    text = (
-        f"{len(status.services)} services are ready ({seconds:.1f} s); console and health: {status.console}"
-    )
+    text = f"{len(status.services)} services are ready ({seconds:.1f} s); health of all: {status.console}{HEALTH_PATH}"
     output.show(status, as_json=as_json, text=text, table=_table(status))
 
 

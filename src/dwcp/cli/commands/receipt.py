@@ -53,8 +53,9 @@ def get(workload: Workload, out: Folder = None, state: State = None, as_json: Js
         raise ServiceRefused(
             "no_receipt", f"there is no receipt of {workload} yet; see `dwcp workloads {workload}`"
         )
-    proofs = [check(one, genesis_of(layout)) for one in stored]
-    written = [str(_write(out, one)) for one in stored] if out is not None else []
+    genesis = genesis_of(layout)
+    proofs = [check(one, genesis) for one in stored if one.workload == workload]
+    written = [str(_write(out, one)) for one in (proof.stored for proof in proofs)] if out is not None else []
     text = "\n".join([*map(describe, proofs), *(f"wrote {path}" for path in written)])
     answer = [_facts(proof.facts) | {"kind": proof.stored.kind} for proof in proofs]
     output.show({"receipts": answer, "files": written}, as_json=as_json, text=text)

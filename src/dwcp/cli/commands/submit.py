@@ -68,9 +68,16 @@ def _submit(
 ) -> WorkloadView:
     from dwcp.api.manager import Submission
     from dwcp.cli import submission
+    from dwcp.runtime.supervision import Supervisor
 
     identity = submission.new_identity()
-    node = submission.check_here(job, manager)
+    is_up = Supervisor(layout).is_running()  # else there is nobody to wait for
+    node = submission.patiently(
+        lambda: submission.check_here(job, manager),
+        patience_ms=submission.FIRST_PATIENCE_MS if is_up else 0,
+        clock=env.clock,
+        sleep=time.sleep,
+    )
     payload = None
     with output.progress(quiet=quiet) as bars:
         if node is not None:

@@ -9,14 +9,10 @@ import typer
 
 from dwcp.cli import output
 from dwcp.cli.environment import current
+from dwcp.cli.options import Json, State
 from dwcp.runtime.clock import iso
 from dwcp.runtime.errors import NotRunning
 from dwcp.runtime.tokens import Role, TokenBook
-
-State = Annotated[
-    Path | None, typer.Option("--state", help="state folder; else $DWCP_STATE, else the default")
-]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Make, list and revoke access tokens.")
 

@@ -17,16 +17,21 @@ if TYPE_CHECKING:
 Identity = Annotated[str, typer.Argument(help="one workload's id; all are listed without it")]
 Active = Annotated[bool, typer.Option("--active", help="only those that have not ended")]
 
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="how many of the newest")]
+
 
 def workloads(
-    identity: Identity = "", active: Active = False, state: State = None, as_json: Json = False
+    identity: Identity = "",
+    active: Active = False,
+    limit: Limit = 50,
+    state: State = None,
+    as_json: Json = False,
 ) -> None:
-    """List workloads, or show one.
+    """List the newest workloads, or show one.
 
     Example: dwcp workloads --active
     """
     from dwcp.api import manager as api
-    from dwcp.api.workloads import FINAL_STATES
     from dwcp.cli.calls import control_plane
 
     env = current()
@@ -35,10 +40,13 @@ def workloads(
             view = manager.ask(api.WorkloadView, api.workload(identity))
             output.show(view, as_json=as_json, table=_one(view))
             return
-        listed = manager.ask(api.WorkloadList, api.workloads()).workloads
-    shown = [view for view in listed if not active or view.state.state not in FINAL_STATES]
+        found = manager.ask(api.WorkloadList, api.workloads(active=active, limit=limit))
+    shown = list(found.workloads)
     text = "" if shown else "no workloads"
-    output.show({"workloads": shown}, as_json=as_json, text=text, table=_all(shown) if shown else None)
+    answer = {"workloads": shown, "total": found.total}
+    output.show(answer, as_json=as_json, text=text, table=_all(shown) if shown else None)
+    if found.total > len(shown) and not as_json:
+        output.remark(f"the newest {len(shown)} of {found.total}; more with --limit")
 
 
 def _all(views: list[WorkloadView]) -> output.Table:

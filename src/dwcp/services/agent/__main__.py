@@ -19,6 +19,7 @@ from dwcp.runtime.client import LedgerClient
 from dwcp.runtime.clock import boottime_ns
 from dwcp.runtime.http import Check, Verdict
 from dwcp.runtime.packflow import Pacer
+from dwcp.runtime.principals import AGENTS, Grant
 from dwcp.runtime.process import Process, run
 from dwcp.services.agent import routes
 from dwcp.services.agent.config import AgentConfig
@@ -89,7 +90,9 @@ async def _serve(
     chooser = choosing.ServiceChooser(client, config.compression, fallback=table)
     uplink = Pacer(config.uplink_mbps * 1e6)
     app.include_router(
-        payload_routes.routes(store, chooser=chooser, uplink=uplink, telemetry=process.telemetry)
+        payload_routes.routes(
+            routes.guarded(store), chooser=chooser, uplink=uplink, telemetry=process.telemetry
+        )
     )
     assert config.mutual is not None  # `AgentConfig.validate`
     async with asyncio.TaskGroup() as tasks:
@@ -101,6 +104,7 @@ async def _serve(
             telemetry=process.telemetry,
             tls=(config.mutual.host, config.mutual.port, config.tls),
             streams=payload_routes.STREAM_PATHS,
+            grants=tuple(Grant(path, AGENTS) for path in payload_routes.SHARING_PATHS),
             drain_ms=config.drain_ms,
         )
         news.cancel()

@@ -40,6 +40,7 @@ from dwcp.control.attempt import (
     stop_deadline_ns,
 )
 from dwcp.control.attempt_log import Seen
+from dwcp.control.proof import OBSERVED
 from dwcp.runtime import cgroups, sandbox
 from dwcp.runtime.attempts import AttemptDamaged, AttemptDirectory, LaunchFailed, Prepared
 from dwcp.runtime.clock import boottime_ns
@@ -489,11 +490,11 @@ class Courier:
         if state is None or not mine or state.state not in FINAL_STATES:
             return
         teller, kind = self.site.teller, state.state.value
-        if any(teller.has(self.spec.id, self.attempt.number, name) for name in (kind, "observed")):
+        if any(teller.has(self.spec.id, self.attempt.number, name) for name in (kind, OBSERVED + kind)):
             return
         committed = await self._send(Txn(success=(Range(state_key(self.spec.id)),)), receipt=True)
         if committed is not None:
-            self._keep_receipt(committed, state, kind="observed")
+            self._keep_receipt(committed, state, kind=OBSERVED + kind)
 
     def _tidy(self) -> bool:
         """False: tried again, if need be by the agent's next start."""

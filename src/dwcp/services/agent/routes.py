@@ -14,7 +14,8 @@ from fastapi.responses import StreamingResponse
 from dwcp.api.agent import KeptReceipts
 from dwcp.api.workloads import Shape
 from dwcp.runtime.attempts import STREAMS, AttemptDirectory, AttemptStore
-from dwcp.runtime.http import Refusal, json_response, require
+from dwcp.runtime.chunkstore import ChunkStore
+from dwcp.runtime.http import Refusal, json_response, principal, require
 from dwcp.runtime.tokens import Role
 from dwcp.services.agent.dispatch import Dispatch
 
@@ -28,6 +29,18 @@ class Work(Shape, frozen=True):
 
     node: str
     attempts: tuple[str, ...]
+
+
+def guarded(store: ChunkStore) -> Callable[[Request], ChunkStore]:
+    """The store, for the operator and for other agents: nobody else has business with users' files."""
+
+    def store_of(request: Request) -> ChunkStore:
+        caller = principal(request)
+        if not caller.node:
+            require(request, Role.OPERATOR)
+        return store
+
+    return store_of
 
 
 def find(store: AttemptStore, name: str) -> AttemptDirectory:
@@ -64,7 +77,7 @@ def _read(path: Path, offset: int) -> bytes:
 def mount(
     app: FastAPI, *, node: str, store: AttemptStore, dispatch: Dispatch, busy: Callable[[], list[str]]
 ) -> None:
-    """Adds the routes. All need the certificate of a process of the installation."""
+    """Adds the routes. Logs are users' data: only the operator's certificate opens them."""
 
     async def attempts(request: Request) -> Response:
         require(request, Role.OPERATOR)

@@ -27,6 +27,7 @@ from dwcp.runtime.http import Refusal, json_response
 from dwcp.runtime.telemetry import Telemetry
 from dwcp.services import bodies
 
+PLACE_PATH, RELEASE_PATH = "/v1/place", "/v1/release"
 NO_MODEL = "no learned model is loaded; placements come from the heuristic named in `policy`"
 _NOTHING = Capacity(cpu_milli=0, memory_mib=0, storage_mib=0, bandwidth_mbps=0)
 
@@ -123,7 +124,7 @@ def add_routes(app: FastAPI, desk: Desk) -> None:
     async def model() -> Response:
         return json_response(desk.model())
 
-    app.add_api_route("/v1/place", place, methods=["POST"], response_model=None)
-    app.add_api_route("/v1/release", release, methods=["POST"], response_model=None)
+    app.add_api_route(PLACE_PATH, place, methods=["POST"], response_model=None)
+    app.add_api_route(RELEASE_PATH, release, methods=["POST"], response_model=None)
     app.add_api_route("/v1/nodes", nodes, methods=["GET"], response_model=None)
     app.add_api_route("/v1/model", model, methods=["GET"], response_model=None)

@@ -18,6 +18,7 @@ from dwcp.api.workloads import Shape
 from dwcp.compression import codecs
 from dwcp.compression.errors import UnknownCodec
 from dwcp.compression.table import BLOCK_BYTES, RATES_BPS, SIZES_BYTES, TIER, Choice, Estimate, Table
+from dwcp.runtime.failpoints import failpoint
 from dwcp.runtime.http import Refusal, json_response
 from dwcp.runtime.telemetry import Telemetry
 
@@ -133,10 +134,13 @@ def add_routes(app: FastAPI, selector: Selector) -> None:
     """Mounts the service's own routes."""
 
     async def predict(request: Request) -> Response:
+        failpoint("compression.predict.before")
         try:
-            return json_response(await _answer(request, selector))
+            found = await _answer(request, selector)
         except UnknownCodec as exc:
             raise Refusal(422, "unknown_codec", str(exc)) from exc
+        failpoint("compression.predict.after")
+        return json_response(found)
 
     async def algorithms() -> Response:
         return json_response({"tier": TIER, "algorithms": selector.algorithms()})

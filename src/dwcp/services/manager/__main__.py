@@ -6,9 +6,11 @@ import asyncio
 from contextlib import AsyncExitStack
 
 from dwcp.consensus.ledger import genesis as genesis_file
+from dwcp.consensus.ledger.genesis import Genesis
 from dwcp.runtime import http, keys
 from dwcp.runtime.client import LedgerClient
 from dwcp.runtime.http import Check, Verdict
+from dwcp.runtime.principals import AGENTS, Grant
 from dwcp.runtime.process import Process, run
 from dwcp.runtime.tokens import TokenBook
 from dwcp.services.manager.config import ManagerConfig
@@ -17,16 +19,17 @@ from dwcp.services.manager.dependencies import AllocatorOrLocal, Dependencies
 from dwcp.services.manager.events import Events
 from dwcp.services.manager.ledger import LedgerPort
 from dwcp.services.manager.loop import Loop, targets
-from dwcp.services.manager.receipts import ReceiptFiles
-from dwcp.services.manager.routes import Desk, add_routes
+from dwcp.services.manager.receipts import ReceiptFiles, proof_needed
+from dwcp.services.manager.routes import EVENTS_PATH, RECEIPTS_PATH, Desk, add_routes
 
 
 async def main(config: ManagerConfig, process: Process) -> None:
     """Open, serve, drain, close."""
     async with AsyncExitStack() as opened:
         assert config.sign_key is not None  # `ManagerConfig.validate`
+        genesis = genesis_file.load(config.genesis)
         ledger = await LedgerClient.open(
-            genesis=genesis_file.load(config.genesis),
+            genesis=genesis,
             key=keys.load_sign_key(config.sign_key),
             tls=config.tls,
             session_path=config.data_dir / "session",
@@ -40,11 +43,11 @@ async def main(config: ManagerConfig, process: Process) -> None:
             probe_ms=config.probe_ms,
             client=client,
         )
-        await _serve(config, process, LedgerPort(ledger), dependencies)
+        await _serve(config, process, genesis, LedgerPort(ledger), dependencies)
 
 
 async def _serve(
-    config: ManagerConfig, process: Process, port: LedgerPort, dependencies: Dependencies
+    config: ManagerConfig, process: Process, genesis: Genesis, port: LedgerPort, dependencies: Dependencies
 ) -> None:
     events = Events(boot_ms=process.clock.now_ms())
     receipts = ReceiptFiles(config.data_dir / "receipts")
@@ -84,6 +87,7 @@ async def _serve(
         dependencies=dependencies,
         events=events,
         receipts=receipts,
+        prove=proof_needed(genesis),
         telemetry=process.telemetry,
         wake=loop.wake,
     )
@@ -98,6 +102,7 @@ async def _serve(
             plain=(config.plain.host, config.plain.port) if config.plain else None,
             tls=(config.mutual.host, config.mutual.port, config.tls) if config.mutual else None,
             tokens=TokenBook(config.tokens) if config.tokens else None,
+            grants=(Grant(RECEIPTS_PATH, AGENTS), Grant(EVENTS_PATH, AGENTS)),
             drain_ms=config.drain_ms,
         )
         running.cancel()
@@ -110,7 +115,7 @@ async def _release_readers(stop: asyncio.Event, events: Events) -> None:
 
 
 def _add_checks(process: Process, loop: Loop, dependencies: Dependencies) -> None:
-    stale_ms = 6 * loop.reconcile_ms
+    stale_ms = max(6 * loop.reconcile_ms, 3 * loop.probe_ms)
 
     def control_log() -> Check:
         condition = loop.condition
@@ -118,7 +123,7 @@ def _add_checks(process: Process, loop: Loop, dependencies: Dependencies) -> Non
         if condition.at_ms < 0:
             return Check(Verdict.UNKNOWN, condition.problem)
         if condition.problem or age_ms > stale_ms:
-            return Check(Verdict.CRIT, condition.problem or f"no complete round for {age_ms} ms")
+            return Check(Verdict.CRIT, condition.problem or f"no answer for {age_ms} ms")
         damaged = len(loop.coordinator.inventory.damaged)
         if damaged:
             return Check(

@@ -23,12 +23,14 @@ from dwcp.api.workloads import (
     NodeStatus,
     Spec,
     State,
+    WorkloadState,
     state_key,
 )
 from dwcp.control import placement
 from dwcp.control.errors import ClockSkewed, Contended, NodeUnknown, NotReady, WorkloadExists, WorkloadUnknown
 from dwcp.control.inventory import Inventory, NodeEntry, Transition, WorkloadEntry
 from dwcp.control.jobs import check_identity, check_job, check_payload, check_possible, demand_of
+from dwcp.control.proof import OBSERVED, proven_state
 from dwcp.control.reconcile import Cancel, Decision, Expire, MissDeadline, Place, Sweep, busy, decide
 from dwcp.control.recovery import Recovery
 from dwcp.runtime.failpoints import failpoint
@@ -88,6 +90,11 @@ class Coordinator:
             revisions.append(revision)
         if linearizable:
             self.loaded, self.read_revision = True, min(revisions)
+
+    async def confirm(self) -> None:
+        """A short ordered read: whether the log still decides, where there is nothing else to ask it."""
+        kvs, revision = await self._log.read(NODES, linearizable=True)
+        self._noticed(self.inventory.load(kvs, prefix=NODES, revision=revision))
 
     def heard(self, key: bytes, value: bytes | None, revision: int) -> None:
         """One event of a watch."""
@@ -351,7 +358,7 @@ class Coordinator:
             self._telemetry.count("dwcp_manager_conflicts_total", step=step)
         elif workload:
             self._recovery.forget(workload)
-            await self._keep(workload, committed)
+            await self._keep(workload, txn, committed)
         self._noticed(transitions)
         if committed.done.succeeded:
             for change in transitions:
@@ -360,20 +367,21 @@ class Coordinator:
             await self._placer.release(workload)
         return committed
 
-    async def _keep(self, workload: str, committed: Committed) -> None:
-        entry = self.inventory.workload(workload)
-        if committed.receipt is not None and entry is not None:
-            await self._store(entry, entry.state.state.value, committed.receipt)
+    async def _keep(self, workload: str, txn: Txn, committed: Committed) -> None:
+        """Filed by what the transaction wrote: the view may have moved on since."""
+        proven = proven_state(txn, committed.done, workload=workload)
+        if committed.receipt is not None and proven is not None:
+            await self._store(workload, proven.state, proven.state.state.value, committed.receipt)
 
-    async def _store(self, entry: WorkloadEntry, kind: str, receipt: dict[str, Any]) -> None:
+    async def _store(self, workload: str, state: WorkloadState, kind: str, receipt: dict[str, Any]) -> None:
         """A copy that cannot be stored stops nothing: the fact is in the log."""
-        attempt = entry.state.attempt
-        kept = StoredReceipt(workload=entry.id, attempt=attempt, kind=kind, receipt=receipt)
+        attempt = state.attempt
+        kept = StoredReceipt(workload=workload, attempt=attempt, kind=kind, receipt=receipt)
         try:
             await self._receipts.keep(kept)
         except (OSError, ReceiptUnwanted) as exc:
             self._logger.warning(
-                "receipt.failed", workload=entry.id, attempt=attempt, kind=kind, error=str(exc)
+                "receipt.failed", workload=workload, attempt=attempt, kind=kind, error=str(exc)
             )
 
     async def _witness(self) -> None:
@@ -391,8 +399,8 @@ class Coordinator:
         attempt, state = entry.state.attempt, entry.state.state
         if state is State.PENDING:
             return True
-        kinds = ["placed", "observed-placed", "observed-running"] if entry.leased else []
-        kinds += [state.value, f"observed-{state.value}"]
+        kinds = ["placed", OBSERVED + "placed", OBSERVED + "running"] if entry.leased else []
+        kinds += [state.value, OBSERVED + state.value]
         return any(self._receipts.has(entry.id, attempt, kind) for kind in kinds)
 
     async def _observe(self, entry: WorkloadEntry) -> None:
@@ -402,7 +410,7 @@ class Coordinator:
         committed = await self._log.txn(txn, receipt=True)
         self._noticed(self.inventory.committed(txn, committed.done))
         if committed.done.succeeded and committed.receipt is not None:
-            await self._store(entry, f"observed-{entry.state.state.value}", committed.receipt)
+            await self._store(entry.id, entry.state, OBSERVED + entry.state.state.value, committed.receipt)
 
     # ------------------------------------------------------------------ telling
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from itertools import takewhile
 
 from dwcp.api.manager import Event, EventKind, EventList, Report, Transfer
 
@@ -37,8 +38,11 @@ class Events:
         return event
 
     def after(self, sequence: int, *, workload: str = "") -> EventList:
-        """Up to a page of what came after `sequence`; 0 means from the oldest kept."""
-        kept = [event for event in self._ring if event.sequence > sequence]
+        """Up to a page of what came after `sequence`; 0 means from the oldest kept.
+
+        Read from the newest end: many may wait, and each is woken by each event.
+        """
+        kept = list(takewhile(lambda event: event.sequence > sequence, reversed(self._ring)))[::-1]
         matching = [event for event in kept if workload in ("", event.report.workload)]
         page = matching[:PAGE_MAX]
         last = page[-1].sequence if len(matching) > PAGE_MAX else self._next - 1

@@ -38,7 +38,7 @@ class Watcher(Protocol):
 
 @dataclass(slots=True)
 class Condition:
-    """What the last round came to, for `/health`; `at_ms` is monotonic, of the last complete one."""
+    """What the last round came to, for `/health`; `at_ms` is monotonic, of the log's last answer."""
 
     problem: str = "the control log has not been read yet"
     at_ms: int = -1
@@ -108,10 +108,18 @@ class Loop:
             await self.coordinator.refresh(linearizable=True)
             self._read_ms = now_ms
             self._read.set()
+            self._answered()
+        elif now_ms - self.condition.at_ms >= self.probe_ms:
+            await self.coordinator.confirm()
+            self._answered()
         await self.coordinator.step()
-        self.dependencies.succeeded(CONTROL_LOG)
-        self.condition.problem, self.condition.at_ms = "", self.clock.monotonic_ms()
+        self.condition.problem = ""
         self._show()
+
+    def _answered(self) -> None:
+        """The log has answered: only that makes it well, not that there was nothing to ask."""
+        self.dependencies.succeeded(CONTROL_LOG)
+        self.condition.at_ms = self.clock.monotonic_ms()
 
     def _wait_ms(self) -> int:
         """Until the clock alone gives reason to decide again."""

@@ -5,18 +5,46 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from dwcp.api.manager import StoredReceipt
 from dwcp.api.workloads import State
+from dwcp.consensus.ledger import receipts
+from dwcp.consensus.ledger.genesis import Genesis
+from dwcp.control.proof import OBSERVED, proven_state
 from dwcp.runtime.layout import ensure
 from dwcp.services.manager.ports import ReceiptUnwanted
 
-KINDS = frozenset(state.value for state in State) | frozenset(f"observed-{state.value}" for state in State)
+KINDS = frozenset(state.value for state in State) | frozenset(OBSERVED + state.value for state in State)
 _FILE = re.compile(r"([0-9]{1,9})-([a-z-]+)\.json")
 _IDENTITY = re.compile(r"w-[a-z2-7]{10}")
+
+
+def proof_needed(genesis: Genesis) -> Callable[[StoredReceipt, str], None]:
+    """What is asked of a receipt that an agent hands in.
+
+    The first of a kind stays, so a forged one would keep the true one away: its signatures are checked
+    here, and that it proves what it is filed as, of an attempt of that agent's node.
+    """
+
+    def prove(stored: StoredReceipt, node: str) -> None:
+        try:
+            facts = receipts.verify(receipts.decode(msgspec.json.encode(stored.receipt)), genesis)
+        except receipts.ReceiptInvalid as exc:
+            raise ReceiptUnwanted(f"the receipt of {stored.workload[:40]!r} proves nothing: {exc}") from exc
+        proven = proven_state(facts.operation, facts.result, workload=stored.workload)
+        if proven is None or not proven.is_filed_as(stored.kind, stored.attempt):
+            raise ReceiptUnwanted(
+                f"the receipt does not prove that {stored.workload[:40]!r} is {stored.kind[:40]!r}"
+                f" in attempt {stored.attempt}"
+            )
+        if proven.state.node not in ("", node):
+            raise ReceiptUnwanted(f"the receipt is about work of {proven.state.node}, not of {node}")
+
+    return prove
 
 
 class ReceiptFiles:

@@ -10,11 +10,13 @@ from fastapi import FastAPI, Request, Response
 from dwcp.api.manager import (
     EVENT_WAIT_S_MAX,
     EVENTS_PER_POST_MAX,
+    WORKLOADS_PER_PAGE_MAX,
     BreakerList,
     BreakerReset,
     Drain,
     NodeList,
     ReceiptList,
+    Report,
     Reports,
     StoredReceipt,
     Submission,
@@ -31,7 +33,10 @@ from dwcp.services.manager.events import Events
 from dwcp.services.manager.ports import LogRefused, LogUnreachable, ReceiptStore, ReceiptUnwanted
 from dwcp.services.manager.views import node_view, workload_view
 
+RECEIPTS_PATH, EVENTS_PATH = "/api/v1/receipts", "/api/v1/events"
 T = TypeVar("T")
+FIELDS_MAX = 16
+TEXT_MAX = 2_000
 STATUS: dict[type[errors.ControlError], int] = {
     errors.DemandImpossible: 422,
     errors.JobRefused: 422,
@@ -46,7 +51,10 @@ STATUS: dict[type[errors.ControlError], int] = {
 
 
 class Desk:
-    """Answers the routes; `wake` lets the loop decide at once."""
+    """Answers the routes; `wake` lets the loop decide at once.
+
+    `prove` raises `ReceiptUnwanted` unless that receipt is genuine and about work of that node.
+    """
 
     def __init__(
         self,
@@ -55,6 +63,7 @@ class Desk:
         dependencies: Dependencies,
         events: Events,
         receipts: ReceiptStore,
+        prove: Callable[[StoredReceipt, str], None],
         telemetry: Telemetry,
         wake: Callable[[], None],
     ) -> None:
@@ -62,6 +71,7 @@ class Desk:
         self._dependencies = dependencies
         self._events = events
         self._receipts = receipts
+        self._prove = prove
         self._telemetry = telemetry
         self._wake = wake
 
@@ -78,11 +88,16 @@ class Desk:
         self._wake()
         return json_response(workload_view(entry), 201 if made else 200)
 
-    async def workloads(self) -> Response:
+    async def workloads(self, request: Request) -> Response:
         self._need_loaded()
+        most = WORKLOADS_PER_PAGE_MAX
+        limit = int(bodies.number(request, "limit", default=most, most=most))
+        active = bodies.number(request, "active", default=0, most=1)
         inventory = self._coordinator.inventory
-        views = tuple(workload_view(entry) for entry in inventory.workloads())
-        return json_response(WorkloadList(workloads=views, revision=inventory.revision))
+        found = inventory.active() if active else inventory.workloads()
+        newest = found[max(0, len(found) - limit) :]
+        views = tuple(workload_view(entry) for entry in newest)
+        return json_response(WorkloadList(workloads=views, revision=inventory.revision, total=len(found)))
 
     async def workload(self, identity: str) -> Response:
         self._need_loaded()
@@ -100,9 +115,10 @@ class Desk:
         return json_response(ReceiptList(receipts=tuple(await self._receipts.of(identity))))
 
     async def keep_receipt(self, request: Request) -> Response:
-        _need_process(request)
+        node = _need_agent(request)
         receipt = await bodies.read(request, StoredReceipt)
         try:
+            self._prove(receipt, node)
             await self._receipts.keep(receipt)
         except ReceiptUnwanted as exc:
             raise Refusal(422, "malformed", str(exc)) from exc
@@ -137,15 +153,24 @@ class Desk:
         return json_response(await self._events.wait_after(after, workload=workload, wait_s=wait_s))
 
     async def report(self, request: Request) -> Response:
-        source = _need_process(request)
+        node = _need_agent(request)
         reports = (await bodies.read(request, Reports)).reports
         if len(reports) > EVENTS_PER_POST_MAX:
             raise Refusal(
                 422, "too_many", f"at most {EVENTS_PER_POST_MAX} reports at once, got {len(reports)}"
             )
-        for report in reports:
-            self._events.append(source, report)
-        return json_response({"kept": len(reports)})
+        own = [report for report in reports if self._is_own(report, node)]
+        for report in own:
+            self._events.append(principal(request).name, report)
+        return json_response({"kept": len(own)})
+
+    def _is_own(self, report: Report, node: str) -> bool:
+        """Whether an agent may tell this: of its node, and of no attempt that is known to be elsewhere."""
+        entry = self._coordinator.inventory.workload(report.workload)
+        elsewhere = (
+            entry is not None and entry.state.attempt == report.attempt and entry.state.node not in ("", node)
+        )
+        return report.node == node and not elsewhere and _is_short(report)
 
     async def transfers(self) -> Response:
         return json_response(TransferList(transfers=tuple(self._events.transfers())))
@@ -180,11 +205,11 @@ def add_routes(app: FastAPI, desk: Desk) -> None:
         ("GET", "/api/v1/workloads/{identity}", desk.workload),
         ("POST", "/api/v1/workloads/{identity}/cancel", desk.cancel),
         ("GET", "/api/v1/workloads/{identity}/receipts", desk.receipts),
-        ("POST", "/api/v1/receipts", desk.keep_receipt),
+        ("POST", RECEIPTS_PATH, desk.keep_receipt),
         ("GET", "/api/v1/nodes", desk.nodes),
         ("POST", "/api/v1/nodes/{name}/drain", desk.drain),
-        ("GET", "/api/v1/events", desk.events),
-        ("POST", "/api/v1/events", desk.report),
+        ("GET", EVENTS_PATH, desk.events),
+        ("POST", EVENTS_PATH, desk.report),
         ("GET", "/api/v1/transfers", desk.transfers),
         ("GET", "/circuit-breaker/state", desk.breakers),
         ("POST", "/circuit-breaker/reset", desk.reset_breaker),
@@ -205,9 +230,16 @@ async def _mapped(work: Awaitable[T]) -> T:
         raise Refusal(502, "log_refused", f"the control log refused it: {exc}") from exc
 
 
-def _need_process(request: Request) -> str:
-    """The caller's name, where it is one of the installation's processes."""
-    caller = principal(request)
-    if caller.kind != "process":
-        raise Refusal(403, "forbidden", "only processes of this installation report here, over mutual TLS")
-    return caller.name
+def _is_short(report: Report) -> bool:
+    """Many are kept in memory, so none may be long."""
+    fields = report.fields
+    texts = [report.workload, *fields, *(value for value in fields.values() if isinstance(value, str))]
+    return len(fields) <= FIELDS_MAX and all(len(text) <= TEXT_MAX for text in texts)
+
+
+def _need_agent(request: Request) -> str:
+    """The node whose agent asks."""
+    node = principal(request).node
+    if not node:
+        raise Refusal(403, "forbidden", "only an agent reports here, over mutual TLS, about its own node")
+    return node

@@ -154,6 +154,22 @@ def test_a_log_that_is_away_is_asked_again_and_said_to_be_away() -> None:
     scene.play(scenario)
 
 
+def test_a_log_that_dies_in_quiet_times_is_noticed() -> None:
+    """Goal: health never rests on having had nothing to ask. Method: reads a minute apart, no work; the log stops
+    answering between them, and comes back."""
+    scene = Scene()
+    scene.loop.reconcile_ms, scene.loop.probe_ms = 20, 20
+
+    async def scenario() -> None:
+        await scene.until(lambda: scene.manager.loaded and scene.loop.condition.at_ms >= 0)
+        scene.log.failing = LogUnreachable("no answer")
+        await scene.until(lambda: scene.loop.condition.problem == "no answer")
+        scene.log.failing = None
+        await scene.until(lambda: scene.loop.condition.problem == "")
+
+    scene.play(scenario)
+
+
 def test_a_broken_watch_begins_again_after_what_was_read() -> None:
     """Goal: no gap after compaction or a lost replica. Method: break it; the log grew in between."""
     scene = Scene()

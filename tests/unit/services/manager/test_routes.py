@@ -15,20 +15,21 @@ from tests.unit.services.manager.stage import START_MS, FakeLog, add_node, coord
 from dwcp.api import manager as api
 from dwcp.api.manager import EventKind, Report, StoredReceipt, Submission
 from dwcp.api.requests import Request, answer, refusal
-from dwcp.api.workloads import Demand, Job, State
+from dwcp.api.workloads import Demand, Job, Place, State
 from dwcp.control.breaker import BreakerLimits
 from dwcp.runtime.clock import ManualClock
-from dwcp.runtime.http import ANONYMOUS, Health, Principal, application
+from dwcp.runtime.http import Health, application
+from dwcp.runtime.principals import ANONYMOUS, Principal, of_certificate
 from dwcp.runtime.telemetry import Telemetry
 from dwcp.runtime.tokens import Role
 from dwcp.services.manager.dependencies import AllocatorOrLocal, Dependencies
 from dwcp.services.manager.events import RING_MAX, Events
-from dwcp.services.manager.ports import LogRefused, LogUnreachable
+from dwcp.services.manager.ports import LogRefused, LogUnreachable, ReceiptUnwanted
 from dwcp.services.manager.receipts import ReceiptFiles
 from dwcp.services.manager.routes import Desk, add_routes
 
 ID = "w-aaaaaaaaaa"
-AGENT = Principal("dwcp-agent-oslo", "process", Role.OPERATOR)
+AGENT = of_certificate("dwcp-agent-oslo")
 JOB = Job(name="j", demand=Demand(cpu=1, memory_mib=64, storage_mib=64), run=("true",))
 
 
@@ -60,10 +61,16 @@ class Service:
             dependencies=self.dependencies,
             events=self.events,
             receipts=self.receipts,
+            prove=self.prove,
             telemetry=telemetry,
             wake=self.wake,
         )
         add_routes(self.app, desk)
+
+    def prove(self, receipt: StoredReceipt, node: str) -> None:
+        """Stands for the check of signatures: `test_receipts.py` has the real one."""
+        if receipt.receipt.get("forged") or node != "oslo":
+            raise ReceiptUnwanted("it proves nothing")
 
     def wake(self) -> None:
         self.woken += 1
@@ -106,6 +113,20 @@ def test_a_submission_from_first_to_last(service: Service) -> None:
     one = answer(api.WorkloadView, service.send(api.workload(ID)).content)
     assert (one.state.state, one.submitted_by) == (State.PENDING, "anonymous")
     assert service.woken == 2
+
+
+def test_a_list_is_bounded_and_says_what_it_left_out(service: Service) -> None:
+    """Goal: a long history does not make a long answer. Method: three workloads, one ended; ask for two."""
+    for letter in "abc":
+        service.send(api.submit(Submission(id=f"w-{letter * 10}", job=JOB)))
+        service.log.now_ms += 1
+    service.send(api.cancel("w-" + "c" * 10))
+
+    newest = answer(api.WorkloadList, service.send(api.workloads(limit=2)).content)
+    assert ([view.id[2] for view in newest.workloads], newest.total) == (["b", "c"], 3)
+    active = answer(api.WorkloadList, service.send(api.workloads(active=True, limit=1)).content)
+    assert ([view.id[2] for view in active.workloads], active.total) == (["b"], 2)
+    assert service.send(Request("GET", "/api/v1/workloads?limit=100000")).status_code == 422
 
 
 @pytest.mark.parametrize(
@@ -175,13 +196,14 @@ def test_an_unreachable_log_is_503_and_a_refusing_one_502(service: Service) -> N
     assert service.send(api.submit(Submission(id=ID, job=JOB))).status_code == 502
 
 
-def test_only_processes_report(service: Service) -> None:
-    """Goal: a person's token cannot forge events or receipts. Method: the same posts as each."""
+def test_only_agents_report(service: Service) -> None:
+    """Goal: neither a person's token nor another process forges events or receipts. Method: post as each."""
     report = Report(workload=ID, kind=EventKind.SHIPPING, node="oslo", fields={"bytes": 5, "total": 10})
     receipt = StoredReceipt(workload=ID, attempt=1, kind="done", receipt={})
-    service.caller = Principal("ann", "person", Role.ADMIN)
-    assert service.send(api.report((report,))).status_code == 403
-    assert service.send(api.keep_receipt(receipt)).status_code == 403
+    for caller in (Principal("ann", "person", Role.ADMIN), of_certificate("compression-api")):
+        service.caller = caller
+        assert service.send(api.report((report,))).status_code == 403
+        assert service.send(api.keep_receipt(receipt)).status_code == 403
 
     service.caller = AGENT
     assert service.send(api.report((report,))).status_code == 200
@@ -191,6 +213,37 @@ def test_only_processes_report(service: Service) -> None:
     transfers = answer(api.TransferList, service.send(api.transfers()).content).transfers
     assert [(moved.bytes, moved.total, moved.finished) for moved in transfers] == [(5, 10, False)]
     assert service.send(api.report((report,) * 300)).status_code == 422
+
+
+def test_an_agent_speaks_of_its_own_work_alone(service: Service) -> None:
+    """Goal: one agent cannot tell of another's node or attempt, nor fill the memory.
+    Method: its own report among foreign ones, one about an attempt placed elsewhere, and a long one."""
+    add_node(service.log, "rome")
+    finish(service.manager.refresh(linearizable=True))
+    service.send(api.submit(Submission(id=ID, job=msgspec.structs.replace(JOB, place=Place(site="rome")))))
+    finish(service.manager.step())
+    service.caller = AGENT
+    good = Report(workload="w-bbbbbbbbbb", kind=EventKind.NOTE, node="oslo", attempt=1)
+    reports = (
+        good,
+        msgspec.structs.replace(good, node="rome"),
+        msgspec.structs.replace(good, workload=ID, kind=EventKind.DONE),
+        msgspec.structs.replace(good, fields={"reason": "x" * 100_000}),
+        msgspec.structs.replace(good, fields={str(n): n for n in range(1000)}),
+    )
+
+    assert service.send(api.report(reports)).json() == {"kept": 1}
+    told = [event.report for event in service.events.after(0).events if event.source == AGENT.name]
+    assert told == [good]
+
+
+def test_a_forged_receipt_is_refused(service: Service) -> None:
+    """Goal: junk never takes the place of the true receipt. Method: one that proves nothing; nothing is kept."""
+    service.caller = AGENT
+    forged = StoredReceipt(workload=ID, attempt=1, kind="done", receipt={"forged": 1})
+
+    assert service.send(api.keep_receipt(forged)).status_code == 422
+    assert asyncio.run(service.receipts.of(ID)) == []
 
 
 @pytest.mark.parametrize("field", [{"workload": "../x"}, {"kind": "../../x"}, {"attempt": -1}])
