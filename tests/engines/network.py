@@ -289,6 +289,8 @@ class Network:
             now_ms=self.now_ms, journal=list(node.journal), applied=index, applied_ms=last_ms
         )
         self._handle(node, start)
+        if index:
+            self.feed(me, machine.Snapshotted(index, node.root(index)))
 
     # ------------------------------------------------------------ questions
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hmac
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,7 +74,11 @@ class TokenBook:
         return self._tokens
 
     def create(self, name: str, role: Role, *, now_ms: int) -> str:
-        """A new token, returned once. Raises `KeyUnusable` where the name is taken."""
+        """A new token, returned once. Raises `KeyUnusable` where the name is taken or is none."""
+        if not _NAME.fullmatch(name):
+            raise KeyUnusable(
+                f"{name[:40]!r} is no name for a token: 1 to 63 letters, digits, '.', '_', '@', '-'"
+            )
         with self._alone():
             tokens = self.tokens()
             if any(token.name == name for token in tokens):
@@ -99,6 +104,9 @@ class TokenBook:
             fcntl.flock(file, fcntl.LOCK_EX)
             self._stamp = None  # two changes of one size within the clock's grain would look alike
             yield
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 
 
 def _digest(token: str) -> str:

@@ -126,7 +126,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Snapshotted:
-    """A snapshot of the state after `index` is durable here: taken or installed.
+    """A snapshot of the state after `index` is durable here: taken, installed, or found at the start.
 
     After an installed one the engine continues at `index + 1`.
     """

@@ -120,10 +120,14 @@ class Replica:
     def start(self, *, now_ms: int, journal: Sequence[bytes]) -> list[Output]:
         """Recover from the journal; the ledger already stands at its newest snapshot."""
         ledger = self._ledger
+        found = ledger.snapshot()  # before the journal's commits lead to a newer one, durable nowhere
         effects = self._machine.start(
             now_ms=now_ms, journal=journal, applied=ledger.index, applied_ms=ledger.time_ms
         )
-        return self._carry(effects, now_ms)
+        outputs = self._carry(effects, now_ms)
+        if found.index:
+            outputs += self._step(m.Snapshotted(found.index, found.root), now_ms)
+        return outputs
 
     def status(self) -> ReplicaStatus:
         return ReplicaStatus(

@@ -74,13 +74,19 @@ class SnapshotTransfer:
     def begin(
         self, index: int, root: bytes, *, sources: Sequence[int], held: Sequence[bytes] = ()
     ) -> list[ToPeers]:
-        """Start bringing the state after `index`; `held` are parts that this replica has already."""
-        if self._wanted is not None and self._wanted.index >= index:
+        """Start bringing the state after `index`; `held` are parts that this replica has already.
+
+        So are those of a transfer that this one replaces: a state too large to be brought between
+        two checkpoints would begin anew for ever.
+        """
+        before = self._wanted
+        if before is not None and before.index >= index:
             return []
+        brought = [part for part in before.parts if part is not None] if before is not None else []
         first = tuple(source for source in sources if source != self._me)
         order = first + tuple(peer for peer in self._peers if peer not in first)
         self._wanted = _Wanted(index, root, order)
-        self._held = {part_digest(part): part for part in held}
+        self._held = {part_digest(part): part for part in (*held, *brought)}
         return self._ask()
 
     def cancel(self) -> None:

@@ -17,6 +17,7 @@ class Coverage:
     torn_tails: int = 0
     partitions: int = 0
     pauses: int = 0
+    blackouts: int = 0
     clock_jumps: int = 0
     reroutes: int = 0
     rollbacks: int = 0

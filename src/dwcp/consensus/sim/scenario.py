@@ -28,6 +28,7 @@ class Liar:
 class DiskHabits:
     sync_us: int = 500
     slow_replica: int = -1  # its disk is slower by `SLOW_FACTOR`
+    save_syncs: int = 2  # a snapshot takes as long as so many syncs: a large state, a slow disk
     fail_rate: float = 0.0  # of syncs that answer EIO, or appends that find the disk full
 
 
@@ -42,6 +43,7 @@ class Scenario:
     disk: DiskHabits
     liars: tuple[Liar, ...]
     crash_rate: float
+    blackout_every_us: int  # all machines lose power together
     pause_every_us: int
     skew_ms: int
     clock_jumps: bool
@@ -64,15 +66,17 @@ class Scenario:
 def draw(seed: int, *, n: int, slots_min: int = 50) -> Scenario:
     """The scenario of a seed; the same on every machine and in every process."""
     rng = Random(f"scenario/{seed}")
+    late = Random(f"late/{seed}")
     interval = rng.choice([4, 8, 16])
     return Scenario(
         seed=seed,
         n=n,
         slots_min=slots_min,
         climate=_climate(rng),
-        disk=_disk(rng, n),
+        disk=_disk(rng, n, save_syncs=late.choice([2, 2, 2, 500])),
         liars=_liars(rng, n),
         crash_rate=rng.choice([0.0, 0.005, 0.02, 0.05]),
+        blackout_every_us=late.choice([0, 0, 0, 3_000_000]),
         pause_every_us=rng.choice([0, 0, 2_000_000]),
         skew_ms=rng.choice([0, 50, 300]),
         clock_jumps=rng.random() < 0.3,
@@ -102,10 +106,11 @@ def _climate(rng: Random) -> Climate:
     )
 
 
-def _disk(rng: Random, n: int) -> DiskHabits:
+def _disk(rng: Random, n: int, *, save_syncs: int) -> DiskHabits:
     return DiskHabits(
         sync_us=rng.choice([100, 500, 3_000, 10_000]),
         slow_replica=rng.choice([-1, rng.randrange(n)]),
+        save_syncs=save_syncs,
         fail_rate=rng.choice([0.0, 0.0, 0.005]),
     )
 

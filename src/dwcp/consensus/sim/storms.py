@@ -1,4 +1,4 @@
-"""Faults that come over time: partitions, clogs, pauses, clock jumps, twins' routes, disks that go back.
+"""Faults that come over time: partitions, clogs, pauses, blackouts, clock jumps, routes, old disks.
 
 Each plans its next occurrence; all of them end when the world is calm, except that
 twins stay apart.
@@ -29,6 +29,8 @@ class Storms:
             self._world.schedule(rng.randrange(2 * scenario.climate.clog_every_us), self._clog)
         if scenario.pause_every_us:
             self._world.schedule(rng.randrange(2 * scenario.pause_every_us), self._pause)
+        if scenario.blackout_every_us:
+            self._world.schedule(rng.randrange(2 * scenario.blackout_every_us), self._black_out)
         if scenario.clock_jumps:
             self._world.schedule(rng.randrange(2_000_000), self._jump)
         if self._world.twins:
@@ -70,6 +72,17 @@ class Storms:
         node.paused_until = self._world.now_us + self._world.rng.randrange(1, 3_000_000)
         self._world.coverage.pauses += 1
         self._world.schedule(self._world.rng.randrange(2 * self._world.scenario.pause_every_us), self._pause)
+
+    def _black_out(self) -> None:
+        """Everybody at once: what is on no disk is nowhere."""
+        if self._world.calm:
+            return
+        self._world.coverage.blackouts += 1
+        for node in self._world.nodes:
+            if node.up:
+                self._world.crash(node, "blackout")
+        every = self._world.scenario.blackout_every_us
+        self._world.schedule(self._world.rng.randrange(2 * every), self._black_out)
 
     def _jump(self) -> None:
         if not self._world.calm:

@@ -443,7 +443,7 @@ class World:
         self.step(node, lambda now_ms: host.rotated(now_ms=now_ms))
 
     def _save_snapshot(self, node: Node, output: SaveSnapshot) -> bool:
-        delay = 2 * self._sync_delay(node)
+        delay = self.scenario.disk.save_syncs * self._sync_delay(node)
         self.schedule(delay, self._saved, node, node.incarnation, output)
         return True
 

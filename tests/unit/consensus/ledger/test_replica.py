@@ -41,6 +41,7 @@ class Script:
 
     def __init__(self) -> None:
         self.next: list[m.Effect] = []
+        self.recovered: list[m.Effect] = []  # what `start` emits
         self.events: list[m.Event] = []
         self.leader = 0
         self.view = 1
@@ -52,7 +53,7 @@ class Script:
         self, *, now_ms: int, journal: Sequence[bytes], applied: int, applied_ms: int
     ) -> list[m.Effect]:
         del now_ms, journal, applied, applied_ms
-        return []
+        return self.recovered
 
     def step(self, event: m.Event, *, now_ms: int) -> list[m.Effect]:
         del now_ms
@@ -286,6 +287,22 @@ def test_the_certified_snapshot_stays_on_offer() -> None:
     stage.grow(4 * INTERVAL)
     stage.emit(*stage.commits(4 * INTERVAL))
     assert [serves(root) for root in roots] == [False, True, True]
+
+
+def test_only_the_snapshot_found_at_the_start_is_called_durable() -> None:
+    """Goal: the journal is never cut below a snapshot that no disk holds.
+
+    Method: start from a snapshot with a journal whose commits lead to the next checkpoint.
+    """
+    stage = Stage()
+    found = stage.grow(INTERVAL)
+    stage.replica.ledger.install(found.parts, found.root)
+    stage.grow(2 * INTERVAL)
+    stage.script.recovered = list(stage.commits(2 * INTERVAL))
+    outputs = stage.replica.start(now_ms=0, journal=())
+    assert stage.replica.ledger.index == 2 * INTERVAL
+    assert [save.index for save in only(outputs, SaveSnapshot)] == [2 * INTERVAL]
+    assert stage.script.snapshotted() == [m.Snapshotted(INTERVAL, found.root)]
 
 
 # --------------------------------------------------------------------------- leaders

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.unit.consensus.ledger.scene import Scene
 from tests.unit.consensus.ledger.worlds import ledger_with
 
 from dwcp.consensus.crypto import codec
@@ -81,6 +82,34 @@ def test_a_newer_snapshot_replaces_an_unfinished_one() -> None:
 
     assert asker.begin(16, b"b" * 32, sources=(1,))
     assert asker.begin(8, b"a" * 32, sources=(1,)) == []
+
+
+def test_a_replaced_transfer_keeps_what_it_brought() -> None:
+    """Goal: a large state arrives though newer checkpoints keep replacing it. Method: stop half way.
+
+    Take the list and half of the parts, begin anew for a newer state, count what travels.
+    """
+    scene = Scene(checkpoint_interval=100)
+    for i in range(98):
+        scene.put(b"k%d" % i, b"v")
+    scene.put(b"last", b"v")
+    old = scene.ledger.snapshot()
+    for _ in range(100):
+        scene.put(b"last", b"w")
+    new = scene.ledger.snapshot()
+    assert new.index == old.index + 100
+    asker = SnapshotTransfer(me=0, n=4)
+    asker.begin(old.index, old.root, sources=(3,))
+    half = tuple(Part(i, old.parts[i]) for i in range(len(old.parts) - 20))
+    asker.receive(3, codec.encode(PartsAnswer(old.root, half[:1])), {}.get)
+    asker.receive(3, codec.encode(PartsAnswer(old.root, half[1:])), {}.get)
+    assert asker.active
+
+    whole, travelled = bring(asker, asker.begin(new.index, new.root, sources=(3,)), new)
+    assert whole == new
+    changed = len(set(new.parts) - set(old.parts))
+    assert travelled <= changed + 20 + 1
+    assert travelled < len(new.parts) // 2
 
 
 def test_the_root_commits_to_the_list_of_parts() -> None:

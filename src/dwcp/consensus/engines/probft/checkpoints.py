@@ -53,6 +53,7 @@ class Checkpoints:
         "_log",
         "_pool",
         "_rules",
+        "_unsigned",
         "_voice",
         "_waited",
         "_window",
@@ -77,6 +78,7 @@ class Checkpoints:
         self._voice = voice
         self._rules = rules
         self.executed = 0
+        self._unsigned: tuple[int, bytes] | None = None  # executed, but not known to be decided yet
         self._waited = 0  # beacons since the last snapshot was asked for
         committee = voice.committee
         self.quorum = rules.checkpoint_quorum(committee.n, committee.f)
@@ -91,8 +93,11 @@ class Checkpoints:
         stable = self._window.stable
         if stable is not None and stable.checkpoint.index == index:
             self._compare(stable.checkpoint, state_root)
+        if not self._window.collects(index):
+            return
         slot = self._log.get(index)
-        if slot is None or index > self._log.decided or not self._window.collects(index):
+        if slot is None or index > self._log.decided:
+            self._unsigned = (index, state_root)  # after a restart the application may be ahead
             return
         self._sign(Checkpoint(index, state_root, slot.committed_ms))
 
@@ -254,6 +259,9 @@ class Checkpoints:
 
         Not at every checkpoint: a transfer slower than the log would begin anew for ever.
         """
+        unsigned, self._unsigned = self._unsigned, None
+        if unsigned is not None:
+            self.on_applied(*unsigned)
         self._repeat()
         stable, wanted = self._window.stable, self._delivery.installing
         self._waited = self._waited + 1 if wanted else 0
