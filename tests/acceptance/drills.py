@@ -242,13 +242,16 @@ class Drill:
     # ------------------------------------------------------------------ the log
 
     def read(self, key: bytes, *, prefix: bool = False) -> list[bytes]:
-        """Values, by an ordered read under the operator's own key."""
-        end = prefix_end(key) if prefix else b""
+        """Values of a key, or of all that begin with it."""
+        return list(self.rows(key, prefix_end(key) if prefix else b"").values())
+
+    def rows(self, key: bytes, end: bytes) -> dict[str, bytes]:
+        """By an ordered read under the operator's own key."""
 
         async def ask(ledger: LedgerClient) -> RangeDone:
             return await ledger.range(key, end, linearizable=True)
 
-        return [kv.value for kv in self._ask(ask).kvs]
+        return {kv.key.decode(): kv.value for kv in self._ask(ask).kvs}
 
     def write_positions(self, count: int) -> None:
         """Make the log longer, one position for each write."""
