@@ -330,6 +330,8 @@ class Drill:
             self.check_output(job)
 
     def check(self, job: Job, state: WorkloadState) -> None:
+        """By its own `retry`; once all are back, as the agent that holds an output may just have been killed."""
+        self.settle()
         check = self.check_safe if job.retry == "safe" else self.check_never
         check(job, state)
         shutil.rmtree(job.payload)

@@ -63,7 +63,7 @@ class Siege:
         return {state.name: state.pid for state in self.running.platform.supervisor.states()}
 
     def wait_ready(self, *, seconds: float = 60) -> None:
-        self._wait(self._is_ready, "ready", seconds)
+        self.wait(self._is_ready, "ready", seconds)
 
     def _is_ready(self) -> bool:
         found = json.loads(self.running.dwcp("status", "--json").stdout)
@@ -92,6 +92,13 @@ class Siege:
 
     def run_job(self) -> str:
         """An ordinary job from oslo to rome goes through to its end; returns its id."""
+        workload = self.start_job()
+        self.wait(lambda: self.state(workload)["state"] in FINAL, f"the end of {workload}", 90)
+        assert self.state(workload)["state"] == "done", self.state(workload)
+        return workload
+
+    def start_job(self) -> str:
+        """The same, only submitted."""
         payload = self.folder / f"payload-{time.monotonic_ns()}"
         payload.mkdir()
         (payload / "hosts").write_bytes(Path("/etc/passwd").read_bytes() * 100)
@@ -104,20 +111,14 @@ class Siege:
             "run": ["sh", "-c", "ls > out/list"],
         }
         job.write_text(json.dumps(content))
-        workload = str(self.running.json("submit", str(job))["id"])
+        return str(self.running.json("submit", str(job))["id"])
 
-        def ended() -> bool:
-            return self._state(workload) in FINAL
-
-        self._wait(ended, f"the end of {workload}", 90)
-        assert self._state(workload) == "done", self.running.json("workloads", workload)
-        return workload
-
-    def _state(self, workload: str) -> str:
-        return str(next(view["state"]["state"] for view in self._workloads() if view["id"] == workload))
+    def state(self, workload: str) -> dict[str, Any]:
+        """As the manager shows it."""
+        return next(dict(view["state"]) for view in self._workloads() if view["id"] == workload)
 
     @staticmethod
-    def _wait(condition: Callable[[], bool], what: str, seconds: float) -> None:
+    def wait(condition: Callable[[], bool], what: str, seconds: float) -> None:
         until = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < until, f"not after {seconds} s: {what}"

@@ -334,6 +334,8 @@ def test_a_job_still_runs(world: Siege) -> None:
     ("arguments", "codes"),
     [
         (("watch", "../../etc"), {2, 4}),
+        (("watch", "\udcff"), {4, 64}),
+        (("token", "create", "a\nb"), {2, 4, 64}),
         (("output", "w-aaaaaaaaaa", "OUT"), {2, 4}),
         (("cancel", "w-aaaaaaaaaa"), {2, 4}),
         (("workloads", "w-aaaaaaaaaa"), {2, 4}),

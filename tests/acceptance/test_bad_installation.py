@@ -6,19 +6,20 @@ Services are started by hand on an installation that does not run, as the superv
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
 from tests.acceptance.running import ROOT, RunningPlatform, installed
-from tests.acceptance.sieges import TRACEBACK, Siege
+from tests.acceptance.sieges import FINAL, TRACEBACK, Siege
 
 from dwcp.runtime import installation
 from dwcp.runtime.installation import open_world, write_configs
@@ -260,23 +261,51 @@ def fill(folder: Path) -> Path:
 
 @needs_mounts
 def test_a_full_disk_ends_in_a_sentence_and_recovers(tmp_path: Path) -> None:
-    """Goal: no space is a sentence, not a loss. Method: a replica's and an agent's disk filled while they run."""
-    with installed() as platform:
-        layout = platform.layout
-        node_folder, agent_folder = layout.data("probft-4"), layout.data("dwcp-agent-oslo")
-        with small_disk(node_folder, mib=8), small_disk(agent_folder, mib=120):
-            try:
-                platform.json("up")
-                siege = Siege(platform, tmp_path)
-                siege.run_job()
-                check_full_agent(siege, agent_folder)
-                check_full_node(siege, node_folder)
-                siege.check_logs()
-            finally:
-                platform.dwcp("down")
+    """Goal: no space is a sentence, not a loss. Method: fill the disks of four processes while they run."""
+    sizes = {"probft-4": 8, "dwcp-agent-oslo": 120, "dwcp-agent-rome": 120, "dwcp-manager": 4}
+    with installed() as platform, ExitStack() as disks:
+        folders = {name: platform.layout.data(name) for name in sizes}
+        for name, folder in folders.items():
+            disks.enter_context(small_disk(folder, mib=sizes[name]))
+        try:
+            platform.json("up")
+            siege = Siege(platform, tmp_path)
+            siege.run_job()
+            check_full_manager(siege, folders["dwcp-manager"])
+            check_full_source(siege, folders["dwcp-agent-oslo"])
+            check_full_target(siege, folders["dwcp-agent-rome"])
+            check_full_node(siege, folders["probft-4"])
+            siege.check_logs()
+        finally:
+            platform.dwcp("down")
 
 
-def check_full_agent(siege: Siege, folder: Path) -> None:
+def check_full_manager(siege: Siege, folder: Path) -> None:
+    """Its copies of receipts are all that it keeps: jobs go on, and the end's receipt comes once there is room."""
+    ballast = fill(folder)
+    workload = siege.run_job()
+    ballast.unlink()
+
+    def delivered() -> bool:
+        done = siege.dwcp("receipt", "get", workload, "--json")
+        return done.code == 0 and any(one["kind"] == "done" for one in json.loads(done.out)["receipts"])
+
+    siege.wait(delivered, f"the receipt of {workload}", 60)
+
+
+def check_full_target(siege: Siege, folder: Path) -> None:
+    """A node that cannot record an attempt starts nothing, and says so in the log; with room it works again."""
+    ballast = fill(folder)
+    workload = siege.start_job()
+    siege.wait(lambda: siege.state(workload)["state"] in FINAL, f"the end of {workload}", 60)
+    ballast.unlink()
+    state = siege.state(workload)
+    assert (state["state"], state["started"]) == ("failed", False), state
+    assert "No space left" in state["reason"], state
+    siege.run_job()
+
+
+def check_full_source(siege: Siege, folder: Path) -> None:
     """New files are refused by name of the disk; with room again they are taken."""
     payload = siege.folder / "large"
     payload.mkdir()

@@ -211,7 +211,9 @@ def explain(exc: BaseException) -> tuple[str, Exit]:
 def _foreign(exc: BaseException) -> tuple[str, Exit]:
     kind = type(exc)
     if kind.__module__.partition(".")[0] in {"httpx", "httpcore"}:
-        return f"a service did not answer ({exc or kind.__name__}): see `dwcp status`", Exit.UNKNOWN
+        return f"a service did not answer ({str(exc) or kind.__name__}): see `dwcp status`", Exit.UNKNOWN
+    if isinstance(exc, UnicodeEncodeError):
+        return f"{exc.object[:60]!a} holds bytes that are no UTF-8 text: write it as text", Exit.USAGE
     if isinstance(exc, OSError) and exc.strerror:
         return f"{exc.filename or 'the system'}: {exc.strerror}", Exit.FAILED
     return f"a fault in dwcp itself ({_place(exc)}): {kind.__name__}: {exc}; please report it", Exit.FAILED

@@ -16,6 +16,7 @@ import msgspec
 from dwcp.api.health import Verdict, worst
 from dwcp.consensus.core.errors import CoreError
 from dwcp.runtime import installation, keys
+from dwcp.runtime.clock import Clock
 from dwcp.runtime.config import Environment
 from dwcp.runtime.errors import RuntimeFault
 from dwcp.runtime.layout import Layout
@@ -35,7 +36,7 @@ class Finding(msgspec.Struct, frozen=True):
     remedy: str = ""
 
 
-def examine(layout: Layout, env: Environment, *, now_ms: int) -> list[Finding]:
+def examine(layout: Layout, env: Environment, *, clock: Clock) -> list[Finding]:
     """Everything, in the order in which a newcomer would want to know it."""
     return [
         _python(),
@@ -45,7 +46,8 @@ def examine(layout: Layout, env: Environment, *, now_ms: int) -> list[Finding]:
         _descriptors(),
         _disk(layout),
         _compiled_chunking(),
-        *_installation(layout, now_ms),
+        *_installation(layout, clock.now_ms()),
+        *_services(layout, clock),
     ]
 
 
@@ -155,6 +157,33 @@ def _installation(layout: Layout, now_ms: int) -> list[Finding]:
         Verdict.OK, "installation", f"{layout.root}: {len(world.replicas)} replicas, keys and genesis agree"
     )
     return [found, _expiry(layout, sorted(installation.identities(world)), now_ms), _clock(now_ms)]
+
+
+def _services(layout: Layout, clock: Clock) -> list[Finding]:
+    """How the processes are, where the installation is sound enough to ask; `dwcp status` tells more."""
+    from dwcp.runtime.platform import Platform
+
+    platform = Platform(layout, clock)
+    try:
+        if not installation.exists(layout):
+            return []
+        if not platform.supervisor.is_running():
+            return [Finding(Verdict.OK, "services", "none runs", "dwcp up")]
+        status = platform.status()
+    except (RuntimeFault, CoreError) as exc:
+        return [Finding(Verdict.UNKNOWN, "services", str(exc), "as the sentence says")]
+    bad = [service for service in status.services if service.verdict is not Verdict.OK or not service.ready]
+    if not bad:
+        return [Finding(Verdict.OK, "services", f"all {len(status.services)} are ready and well")]
+    return [
+        Finding(
+            worst([service.verdict, Verdict.WARN]),
+            service.name,
+            service.detail or service.state,
+            f"dwcp logs {service.name}",
+        )
+        for service in bad
+    ]
 
 
 def _expiry(layout: Layout, names: list[str], now_ms: int) -> Finding:

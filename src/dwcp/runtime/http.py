@@ -26,7 +26,7 @@ from uvicorn.server import ServerState
 from dwcp.api.health import Verdict as Verdict
 from dwcp.api.health import worst
 from dwcp.runtime.clock import Clock, SystemClock
-from dwcp.runtime.config import TlsFiles
+from dwcp.runtime.config import ServiceConfig, TlsFiles
 from dwcp.runtime.errors import AddressTaken
 from dwcp.runtime.keys import client_context, server_context
 from dwcp.runtime.principals import ANONYMOUS, Grant, Principal, of_certificate
@@ -197,6 +197,31 @@ async def serve(  # noqa: PLR0913  # a composition root passes its parts by name
         await stop.wait()
     finally:
         await asyncio.gather(*(listener.close(drain_ms / 1000) for listener in listeners))
+
+
+async def serve_configured(
+    app: FastAPI,
+    config: ServiceConfig,
+    *,
+    stop: asyncio.Event,
+    telemetry: Telemetry,
+    pure: tuple[str, ...] = (),
+    streams: tuple[str, ...] = (),
+    grants: tuple[Grant, ...] = (),
+) -> None:
+    """`serve` on the listeners of a service's configuration."""
+    await serve(
+        app,
+        stop=stop,
+        telemetry=telemetry,
+        plain=(config.plain.host, config.plain.port) if config.plain else None,
+        tls=(config.mutual.host, config.mutual.port, config.tls) if config.mutual else None,
+        tokens=TokenBook(config.tokens) if config.tokens else None,
+        pure=pure,
+        streams=streams,
+        grants=grants,
+        drain_ms=config.drain_ms,
+    )
 
 
 def client(tls: TlsFiles, *, timeout_s: float = 10.0) -> httpx.AsyncClient:

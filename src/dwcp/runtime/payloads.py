@@ -169,7 +169,7 @@ async def _send(
     except (httpx.HTTPError, OSError) as exc:
         if own:
             raise own[0] from exc
-        raise SourceFailed(f"the agent at {url} cannot be reached: {exc or type(exc).__name__}") from exc
+        raise SourceFailed(f"the agent at {url} cannot be reached: {str(exc) or type(exc).__name__}") from exc
     if own:
         raise own[0]
     return _answer(url, response, manifest)

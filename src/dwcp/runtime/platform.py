@@ -211,7 +211,7 @@ async def _ask(http: httpx.AsyncClient, plan: ServicePlan, state: ServiceState |
             verdict, detail = _judge(answer.content)
             ready = await _is_ready(http, plan)
         except httpx.HTTPError as exc:
-            detail = f"does not answer: {exc or type(exc).__name__}"
+            detail = f"does not answer: {str(exc) or type(exc).__name__}"
     return ServiceStatus(
         name=plan.name,
         state=state.state.lower() if state else "stopped",

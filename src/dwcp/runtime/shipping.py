@@ -289,7 +289,7 @@ class _Pull:
                     await inflow.feed(data)
         except (httpx.HTTPError, OSError) as exc:
             raise SourceFailed(
-                f"{source.url}: {exc or type(exc).__name__} after {self._wire - before} bytes"
+                f"{source.url}: {str(exc) or type(exc).__name__} after {self._wire - before} bytes"
             ) from exc
         inflow.finish()
 
@@ -362,7 +362,7 @@ async def _exchange(
                 if pass_size is not None:
                     await pass_size(len(piece))
     except (httpx.HTTPError, OSError) as exc:
-        raise SourceFailed(f"{url}: {exc or type(exc).__name__}") from exc
+        raise SourceFailed(f"{url}: {str(exc) or type(exc).__name__}") from exc
     return bytes(data)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import re
 import secrets
 from enum import StrEnum
 from pathlib import Path
@@ -70,7 +71,11 @@ class TokenBook:
         return self._tokens
 
     def create(self, name: str, role: Role, *, now_ms: int) -> str:
-        """A new token, returned once. Raises `KeyUnusable` where the name is taken."""
+        """A new token, returned once. Raises `KeyUnusable` where the name is taken or is none."""
+        if not _NAME.fullmatch(name):
+            raise KeyUnusable(
+                f"{name[:40]!r} is no name for a token: 1 to 63 letters, digits, '.', '_', '@', '-'"
+            )
         tokens = self.tokens()
         if any(token.name == name for token in tokens):
             raise KeyUnusable(f"a token named {name!r} exists: revoke it first, or choose another name")
@@ -85,6 +90,9 @@ class TokenBook:
         if len(left) == len(tokens):
             raise KeyUnusable(f"no token is named {name!r}: see `dwcp token list`")
         _write(self._path, left)
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 
 
 def _digest(token: str) -> str:

@@ -34,7 +34,6 @@ from dwcp.runtime.errors import Contradiction
 from dwcp.runtime.failpoints import failpoint
 from dwcp.runtime.process import Process, run
 from dwcp.runtime.storage import Opened, SnapshotDamaged, open_storage
-from dwcp.runtime.tokens import TokenBook
 from dwcp.runtime.transport import Identity, Peer, PeerLinks
 from dwcp.services.consensus_config import ConsensusConfig
 from dwcp.services.consensus_health import NodeObserver, NodeView
@@ -249,12 +248,13 @@ async def _serve(
         driver.start(peers=links, clients=clients, records=records)
         links.open(host=own.host, port=own.peer_port, accept=accept)
         clients.open(host=own.host, port=own.client_port, accept=accept)
-        endings: set[asyncio.Future[Any]] = {stopped, web, driver.failed}
+        endings: set[asyncio.Future[Any]] = {stopped, web, measure, driver.failed}
         await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
         if driver.failed.done():
             driver.failed.result()
-        if web.done():
-            web.result()
+        for task in (web, measure):
+            if task.done():
+                task.result()
     finally:
         stopped.cancel()
         measure.cancel()
@@ -277,14 +277,11 @@ def _application(process: Process, view: NodeView) -> FastAPI:
 
 
 async def _serve_http(config: ConsensusConfig, process: Process, app: FastAPI, stop: asyncio.Event) -> None:
-    await http.serve(
+    await http.serve_configured(
         app,
+        config,
         stop=stop,
         telemetry=process.telemetry,
-        plain=(config.plain.host, config.plain.port) if config.plain else None,
-        tls=(config.mutual.host, config.mutual.port, config.tls) if config.mutual else None,
-        tokens=TokenBook(config.tokens) if config.tokens else None,
-        drain_ms=config.drain_ms,
     )
 
 

@@ -32,6 +32,28 @@ def test_strangers_are_not_found(tmp_path: Path, presented: str) -> None:
     assert book.find(presented) is None
 
 
+def test_a_damaged_book_knows_nobody(tmp_path: Path) -> None:
+    """Goal: a service with a damaged book refuses, it does not fail. Method: junk over a good book."""
+    book = TokenBook(tmp_path / "tokens.json")
+    token = book.create("ci", Role.ADMIN, now_ms=1)
+    assert book.find(token) is not None
+
+    (tmp_path / "tokens.json").write_bytes(b"[junk")
+
+    assert book.find(token) is None
+    with pytest.raises(KeyUnusable, match=r"tokens\.json"):
+        book.tokens()
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "x" * 64, "../x", "-x"])
+def test_strange_names_are_refused(tmp_path: Path, name: str) -> None:
+    """Goal: a name can be shown in one line of a list. Method: empty, long and broken names."""
+    book = TokenBook(tmp_path / "tokens.json")
+
+    with pytest.raises(KeyUnusable, match="no name"):
+        book.create(name, Role.VIEWER, now_ms=1)
+
+
 def test_revocation_reaches_other_readers(tmp_path: Path) -> None:
     """Goal: a running service refuses a revoked token. Method: two books on one file."""
     service, operator = TokenBook(tmp_path / "tokens.json"), TokenBook(tmp_path / "tokens.json")

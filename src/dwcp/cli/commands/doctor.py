@@ -14,7 +14,7 @@ def doctor(
     state: State = None,
     as_json: Json = False,
 ) -> int:
-    """Check this machine and this installation: programs, limits, disk, keys, clocks.
+    """Check this machine and this installation: programs, limits, disk, keys, clocks, services.
 
     Exit code 0: all well; 1: something is worse than it could be; 2: it will not work; 3: unknown.
 
@@ -23,7 +23,7 @@ def doctor(
     from dwcp.runtime.diagnosis import examine, worst_of
 
     env = current()
-    findings = examine(env.layout(state), env.variables, now_ms=env.clock.now_ms())
+    findings = examine(env.layout(state), env.variables, clock=env.clock)
     verdict = worst_of(findings)
     rows = [(finding.verdict, finding.what, finding.detail, finding.remedy) for finding in findings]
     table = output.Table(("", "what", "found", "what to do"), rows)

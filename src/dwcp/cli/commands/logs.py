@@ -89,7 +89,7 @@ def _workload(layout: Layout, name: str, *, stream: str, follow: bool, as_json: 
                 silent.append(plan.name)
             except httpx.HTTPError as exc:
                 raise ServiceUnavailable(
-                    f"{plan.name} broke off ({exc or type(exc).__name__}); ask again"
+                    f"{plan.name} broke off ({str(exc) or type(exc).__name__}); ask again"
                 ) from exc
     if silent:
         raise ServiceUnavailable(

@@ -94,18 +94,16 @@ async def _serve(
             routes.guarded(store), chooser=chooser, uplink=uplink, telemetry=process.telemetry
         )
     )
-    assert config.mutual is not None  # `AgentConfig.validate`
     async with asyncio.TaskGroup() as tasks:
         news = tasks.create_task(dispatch.run())
         tasks.create_task(station.run(process.stop))
-        await http.serve(
+        await http.serve_configured(
             app,
+            config,
             stop=process.stop,
             telemetry=process.telemetry,
-            tls=(config.mutual.host, config.mutual.port, config.tls),
             streams=payload_routes.STREAM_PATHS,
             grants=tuple(Grant(path, AGENTS) for path in payload_routes.SHARING_PATHS),
-            drain_ms=config.drain_ms,
         )
         news.cancel()
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dwcp.runtime.http import Check, Verdict, application, serve
+from dwcp.runtime.http import Check, Verdict, application, serve_configured
 from dwcp.runtime.principals import MANAGER, Grant
 from dwcp.runtime.process import Process, run
-from dwcp.runtime.tokens import TokenBook
 from dwcp.services.allocator.config import AllocatorConfig
 from dwcp.services.allocator.routes import NO_MODEL, PLACE_PATH, RELEASE_PATH, Desk, add_routes
 
@@ -24,15 +23,12 @@ async def main(config: AllocatorConfig, process: Process) -> None:
     )
     app = application(process.health, process.telemetry)
     add_routes(app, desk)
-    await serve(
+    await serve_configured(
         app,
+        config,
         stop=process.stop,
         telemetry=process.telemetry,
-        plain=(config.plain.host, config.plain.port) if config.plain else None,
-        tls=(config.mutual.host, config.mutual.port, config.tls) if config.mutual else None,
-        tokens=TokenBook(config.tokens) if config.tokens else None,
         grants=(Grant(PLACE_PATH, MANAGER), Grant(RELEASE_PATH, MANAGER)),
-        drain_ms=config.drain_ms,
     )
 
 

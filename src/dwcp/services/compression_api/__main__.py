@@ -6,9 +6,8 @@ import asyncio
 
 from dwcp.compression.table import Table
 from dwcp.runtime.choosing import calibrated
-from dwcp.runtime.http import Check, Verdict, application, serve
+from dwcp.runtime.http import Check, Verdict, application, serve_configured
 from dwcp.runtime.process import Process, run
-from dwcp.runtime.tokens import TokenBook
 from dwcp.services.compression_api.config import CompressionConfig
 from dwcp.services.compression_api.routes import PREDICT_PATH, Selector, add_routes
 
@@ -25,15 +24,12 @@ async def main(config: CompressionConfig, process: Process) -> None:
     )
     app = application(process.health, process.telemetry)
     add_routes(app, selector)
-    await serve(
+    await serve_configured(
         app,
+        config,
         stop=process.stop,
         telemetry=process.telemetry,
-        plain=(config.plain.host, config.plain.port) if config.plain else None,
-        tls=(config.mutual.host, config.mutual.port, config.tls) if config.mutual else None,
-        tokens=TokenBook(config.tokens) if config.tokens else None,
         pure=(PREDICT_PATH,),
-        drain_ms=config.drain_ms,
     )
 
 

@@ -12,7 +12,6 @@ from dwcp.runtime.client import LedgerClient
 from dwcp.runtime.http import Check, Verdict
 from dwcp.runtime.principals import AGENTS, Grant
 from dwcp.runtime.process import Process, run
-from dwcp.runtime.tokens import TokenBook
 from dwcp.services.manager.config import ManagerConfig
 from dwcp.services.manager.coordinator import Coordinator
 from dwcp.services.manager.dependencies import AllocatorOrLocal, Dependencies
@@ -95,15 +94,12 @@ async def _serve(
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(loop.run())
         tasks.create_task(_release_readers(process.stop, events))
-        await http.serve(
+        await http.serve_configured(
             app,
+            config,
             stop=process.stop,
             telemetry=process.telemetry,
-            plain=(config.plain.host, config.plain.port) if config.plain else None,
-            tls=(config.mutual.host, config.mutual.port, config.tls) if config.mutual else None,
-            tokens=TokenBook(config.tokens) if config.tokens else None,
             grants=(Grant(RECEIPTS_PATH, AGENTS), Grant(EVENTS_PATH, AGENTS)),
-            drain_ms=config.drain_ms,
         )
         running.cancel()
 

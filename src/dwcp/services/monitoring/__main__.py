@@ -9,7 +9,6 @@ import httpx
 from dwcp.operations.clusters import CONTROL, judge, overall
 from dwcp.runtime import http
 from dwcp.runtime.process import Process, run
-from dwcp.runtime.tokens import TokenBook
 from dwcp.services.monitoring.config import MonitoringConfig
 from dwcp.services.monitoring.prober import Prober
 from dwcp.services.monitoring.routes import add_routes
@@ -27,14 +26,11 @@ async def main(config: MonitoringConfig, process: Process) -> None:
         asyncio.TaskGroup() as tasks,
     ):
         probing = tasks.create_task(_probe(prober, client, config, process))
-        await http.serve(
+        await http.serve_configured(
             app,
+            config,
             stop=process.stop,
             telemetry=process.telemetry,
-            plain=(config.plain.host, config.plain.port) if config.plain else None,
-            tls=(config.mutual.host, config.mutual.port, config.tls) if config.mutual else None,
-            tokens=TokenBook(config.tokens) if config.tokens else None,
-            drain_ms=config.drain_ms,
         )
         probing.cancel()
 

@@ -57,7 +57,7 @@ class Prober:
         try:
             probe = await _probe(client, target)
         except (httpx.HTTPError, msgspec.DecodeError, ValueError) as exc:
-            detail = f"no usable answer: {exc or type(exc).__name__}"
+            detail = f"no usable answer: {str(exc) or type(exc).__name__}"
             probe = Probe(target.name, target.kind, False, 0, detail=detail)
         ended_ms = self._clock.monotonic_ms()
         self._last[target.name] = (probe, ended_ms)
