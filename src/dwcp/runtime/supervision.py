@@ -78,8 +78,9 @@ class ServiceState:
 class Supervisor:
     """The supervisor of one installation."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, *, answer_s: float = _ANSWER_SECONDS) -> None:
         self._layout = layout
+        self._answer_s = answer_s
         self._socket = layout.run / "supervisor.sock"
 
     # ------------------------------------------------------------------ life
@@ -144,7 +145,7 @@ class Supervisor:
         self._call("reloadConfig")
         states = {state.name for state in self.states()}
         if plan.name in states:
-            self._call("stopProcessGroup", plan.name)
+            self._call("stopProcessGroup", plan.name, answer_s=STOP_SECONDS + 15)
             self._call("removeProcessGroup", plan.name)
         self._call("addProcessGroup", plan.name)
 
@@ -273,13 +274,15 @@ class Supervisor:
             if process is not None:
                 process.terminate()
 
-    def _call(self, method: str, *arguments: Any) -> Any:  # Any: XML-RPC values
+    def _call(self, method: str, *arguments: Any, answer_s: float = 0) -> Any:  # Any: XML-RPC values
+        """Raises `NotRunning` also for a supervisor that is there and does not answer in time."""
         if not self._socket.exists():
             raise NotRunning(f"the platform of {self._layout.root} does not run: start it with `dwcp up`")
         transport = SupervisorTransport(None, None, f"unix://{self._socket}")
         proxy = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
         try:
-            return getattr(proxy.supervisor, method)(*arguments)
+            with _socket_timeout(answer_s or self._answer_s):
+                return getattr(proxy.supervisor, method)(*arguments)
         except xmlrpc.client.Fault as exc:
             raise SupervisionFailed(
                 f"supervisor: {method} {' '.join(map(str, arguments))}: {exc.faultString}"
@@ -290,6 +293,17 @@ class Supervisor:
             ) from exc
         finally:
             transport.close()
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """supervisor's transport makes its socket itself and offers no other way to bound it."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 @contextmanager

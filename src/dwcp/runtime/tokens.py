@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hmac
 import os
 import re
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 
@@ -76,20 +79,31 @@ class TokenBook:
             raise KeyUnusable(
                 f"{name[:40]!r} is no name for a token: 1 to 63 letters, digits, '.', '_', '@', '-'"
             )
-        tokens = self.tokens()
-        if any(token.name == name for token in tokens):
-            raise KeyUnusable(f"a token named {name!r} exists: revoke it first, or choose another name")
-        secret = secrets.token_urlsafe(32)
-        _write(self._path, (*tokens, Token(name, role, _digest(secret), now_ms)))
+        with self._alone():
+            tokens = self.tokens()
+            if any(token.name == name for token in tokens):
+                raise KeyUnusable(f"a token named {name!r} exists: revoke it first, or choose another name")
+            secret = secrets.token_urlsafe(32)
+            _write(self._path, (*tokens, Token(name, role, _digest(secret), now_ms)))
         return secret
 
     def revoke(self, name: str) -> None:
         """Raises `KeyUnusable` where nobody has that name."""
-        tokens = self.tokens()
-        left = tuple(token for token in tokens if token.name != name)
-        if len(left) == len(tokens):
-            raise KeyUnusable(f"no token is named {name!r}: see `dwcp token list`")
-        _write(self._path, left)
+        with self._alone():
+            tokens = self.tokens()
+            left = tuple(token for token in tokens if token.name != name)
+            if len(left) == len(tokens):
+                raise KeyUnusable(f"no token is named {name!r}: see `dwcp token list`")
+            _write(self._path, left)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One change at a time: two at once could bring a revoked token back."""
+        ensure(self._path.parent)
+        with self._path.with_name(".lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self._stamp = None  # two changes of one size within the clock's grain would look alike
+            yield
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,21 @@ def test_roles_include_the_lesser() -> None:
         (Role.ADMIN, Role.OPERATOR),
         (Role.ADMIN, Role.ADMIN),
     ]
+
+
+def test_changes_at_once_do_not_undo_each_other(tmp_path: Path) -> None:
+    """Goal: a revoked token stays revoked while others are made. Method: makers and a revoker side by side."""
+    path = tmp_path / "tokens.json"
+    secret = TokenBook(path).create("gone", Role.ADMIN, now_ms=1)
+
+    def change(number: int) -> None:
+        book = TokenBook(path)
+        if number == 4:
+            book.revoke("gone")
+        else:
+            book.create(f"t{number}", Role.VIEWER, now_ms=1)
+
+    with ThreadPoolExecutor(9) as pool:
+        list(pool.map(change, range(9)))
+    assert TokenBook(path).find(secret) is None
+    assert len(TokenBook(path).tokens()) == 8

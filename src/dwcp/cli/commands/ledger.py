@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -62,7 +63,7 @@ def put(key: Key, value: ValueText, state: State = None, as_json: Json = False) 
     operation = Put(key.encode("utf-8", "surrogateescape"), value.encode("utf-8", "surrogateescape"))
     done = _with_ledger(state, lambda ledger: ledger.submit(operation))
     shown = shown_result(done.result) | {"index": done.index}
-    output.show(shown, as_json=as_json, text=f"committed at position {done.index}: {shown}")
+    output.show(shown, as_json=as_json, text=_committed(shown))
 
 
 @app.command()
@@ -84,8 +85,18 @@ def txn(file: TxnFile = None, state: State = None, as_json: Json = False) -> Non
     shown = shown_result(done.result) | {"index": done.index}
     held = isinstance(done.result, TxnDone) and done.result.succeeded
     branch = "success" if held else "failure"
-    output.show(shown, as_json=as_json, text=f"committed at position {done.index}, branch {branch}: {shown}")
+    output.show(shown, as_json=as_json, text=f"{_committed(shown)}, branch {branch}")
     raise typer.Exit(Exit.OK if held else Exit.FINDINGS)
+
+
+def _committed(shown: dict[str, Any]) -> str:
+    # Any: JSON values
+    rest = [
+        f"{key} {value if isinstance(value, int | str) else json.dumps(value, ensure_ascii=False)}"
+        for key, value in shown.items()
+        if key != "index"
+    ]
+    return ", ".join([f"committed at position {shown['index']}", *rest])
 
 
 def _with_ledger(state: Path | None, ask: Callable[[LedgerClient], Awaitable[Any]]) -> Any:
