@@ -118,6 +118,22 @@ def test_committed_time_follows_the_clock_and_increases() -> None:
     assert times[-1] >= net.now_ms - 300
 
 
+def test_clocks_that_all_went_back_do_not_stop_the_log() -> None:
+    """Goal: an hour's correction of the time is no hour without a log.
+
+    Method: every clock goes back by an hour; committed time creeps on until clocks have caught up.
+    """
+    net = Network()
+    net.submit("before")
+    net.run()
+    (first,) = {node.history[-1][1] for node in net.nodes}
+    net.now_ms -= 3_600_000
+    net.submit("after")
+    net.run()
+    assert net.all_committed("after")
+    assert {node.history[-1][1] for node in net.nodes} == {first + 1}
+
+
 def test_a_proposal_from_the_future_is_held_not_refused() -> None:
     """Goal: a fast clock delays, it does not stop. Method: the leader runs 2 s ahead of the others."""
     net = Network()

@@ -87,6 +87,10 @@ def _prepared_is_enough(prepared_here: bool, _commits: int, _needed: int) -> boo
     return prepared_here
 
 
+def _certified_is_enough(stable: int, _snapshot: int) -> int:
+    return stable
+
+
 def _any_time(_time_ms: int, _previous_ms: int, _latest_ms: int) -> bool:
     return True
 
@@ -252,6 +256,10 @@ BUGS: dict[str, Bug] = {
         "a slot is delivered before its predecessor", _rules(next_in_order=_out_of_order)
     ),
     "proposal-not-bound": Bug("a batch is not compared with its digest", _rules(binds=_unbound)),
+    "truncated-too-early": Bug(
+        "the log is cut at a certificate, whose state is on no disk here",
+        _rules(truncate_below=_certified_is_enough),
+    ),
     "snapshot-below-execution": Bug(
         "a snapshot below the executed position is installed",
         lambda: Parts(replica=BackwardsReplica),

@@ -92,8 +92,12 @@ def may_install(index: int, executed: int) -> bool:
 
 
 def valid_time(time_ms: int, previous_ms: int, latest_ms: int) -> bool:
-    """Strictly after the batch before, and not ahead of the voter's clock beyond its tolerance."""
-    return previous_ms < time_ms <= latest_ms
+    """Strictly after the batch before, and not ahead of the voter's clock beyond its tolerance.
+
+    The least that can follow is always valid: no leader can say less, so nothing is gained by
+    refusing it where all clocks went back, and the log would stand still until they caught up.
+    """
+    return previous_ms < time_ms <= max(latest_ms, previous_ms + 1)
 
 
 def committed_time(batch_ms: int, previous_ms: int) -> int:
