@@ -279,6 +279,24 @@ def test_a_digest_must_bind_its_batch() -> None:
     assert not [m for _, _, m in net.sent if m.kind == Kind.PREPARE]
 
 
+def test_a_changed_body_is_refused_even_where_the_own_copy_is_held() -> None:
+    """Goal: what the journal keeps is what was voted for. Method: a leader sends right digests, another body.
+
+    Its signature covers digests only; the receiver waits for the same payload itself.
+    """
+    net = Network()
+    net.nodes[0].up = False
+    net.submit("a", to=(1,))
+    good = propose(0, 1, 1, "a")
+    batch = good.body.batch
+    changed = wire.Batch(batch.time_ms, batch.digests, (b"changed",), batch.tags)
+    body = wire.Propose(1, 1, good.body.digest, changed)
+    give(net, 1, frame(0, Kind.PROPOSE, body, statement(1, 1, good.body.digest)))
+
+    assert not [m for _, _, m in net.sent if m.kind == Kind.PREPARE]
+    assert not any(b"changed" in record for record in net.nodes[1].journal)
+
+
 def test_a_false_decision_proof_is_refused() -> None:
     """Goal: catch-up needs q distinct COMMITs. Method: too few, duplicate, forged, wrong bodies."""
     net = Network(learners=frozenset({3}))

@@ -202,14 +202,20 @@ class Agreement:
         self._voice.verify(proposal, claims)
 
     def _own_copies(self, proposal: Proposal) -> tuple[Proposal, Sequence[Payload]]:
-        """Payloads that wait here were authenticated: they stand in for the leader's; the rest is to check."""
+        """Payloads that wait here were authenticated: they stand in for the leader's; the rest is to check.
+
+        Only for equal bodies: a leader's signature covers digests, so a lying one may send
+        another body along, and the journal keeps the batch as it came.
+        """
         known = self._pool.known
         payloads, unknown = [], []
         for payload in proposal.content.payloads:
             mine = known(payload)
-            payloads.append(mine or payload)
-            if mine is None:
+            if mine is None or mine.body != payload.body:
                 unknown.append(payload)
+                payloads.append(payload)
+            else:
+                payloads.append(mine)
         content = Content(proposal.content.time_ms, tuple(payloads))
         return Proposal(proposal.message, proposal.body, content), unknown
 
