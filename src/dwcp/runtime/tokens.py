@@ -100,7 +100,8 @@ class TokenBook:
     def _alone(self) -> Iterator[None]:
         """One change at a time: two at once could bring a revoked token back."""
         ensure(self._path.parent)
-        with self._path.with_name(".lock").open("a") as file:
+        lock = os.open(self._path.with_name(".lock"), os.O_WRONLY | os.O_CREAT, 0o600)
+        with os.fdopen(lock, "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             self._stamp = None  # two changes of one size within the clock's grain would look alike
             yield
