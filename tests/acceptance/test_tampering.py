@@ -29,9 +29,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drill]:
 
 @contextmanager
 def flipped(file: Path, *, part: float = 0.5) -> Iterator[None]:
-    """One bit of the byte at `part` of the file is another one."""
+    """One bit of the byte at `part` of what is written there is another one."""
     content = file.read_bytes()
-    position = int(len(content) * part)
+    position = int(len(content.rstrip(b"\0")) * part)
     file.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
     try:
         yield
@@ -80,17 +80,19 @@ def test_a_changed_output_is_found(world: Drill) -> None:
     before = chunks(world, "dwcp-agent-rome")
     job = world.submit(retry="never")
     state = world.finish(job)
-    named = [path for path in chunks(world, "dwcp-agent-rome") - before if path.exists()]
-    saved = {path: path.read_bytes() for path in named}
-    for path, content in saved.items():
+    log = world.running.layout.log("dwcp-agent-rome")
+    wait_until(
+        lambda: any(job.id in line and "attempt.closed" in line for line in log.read_text().splitlines()),
+        "the attempt's payload is given back",
+    )
+    for path in chunks(world, "dwcp-agent-rome") - before:
+        content = path.read_bytes()
         path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
     answer = world.running.dwcp("output", job.id, str(world.folder / "tampered"))
-    for path, content in saved.items():
-        path.write_bytes(content)
 
     assert state.state == "done"
     assert answer.returncode == 2, answer.stdout
-    assert "damaged" in answer.stderr, answer.stderr
+    assert "chunk" in answer.stderr, answer.stderr
     assert not (world.folder / "tampered" / "index.txt").exists()
 
 
@@ -116,7 +118,7 @@ def test_a_changed_payload_is_found_before_it_runs(world: Drill) -> None:
 
     assert state.state == "cancelled"
     assert world.witness.starts[job.token] == 0
-    again = world.running.dwcp("submit", "-f", str(world.folder / f"{job.token}.yaml"), "--json", "--wait")
+    again = world.running.dwcp("submit", "-f", str(world.folder / f"{job.token}.yaml"), "--wait")
     assert again.returncode == 0, again.stderr
 
 
@@ -134,15 +136,19 @@ def journal(world: Drill) -> Path:
     return world.running.layout.data("probft-2") / "journal" / "journal"
 
 
-@pytest.mark.parametrize("part", [0.01, 0.3, 0.6])
+@pytest.mark.parametrize("part", [0.0, 0.05, 0.5])
 def test_a_changed_log_record_is_found(down: Drill, part: float) -> None:
-    """Goal: a replica never votes from a memory that somebody edited. Method: flip a bit in its journal, up."""
+    """Goal: a replica never votes from a memory that somebody edited. Method: flip a bit in its journal, up:
+    it says so, and either does not run or learns from its peers without a vote."""
     with flipped(journal(down), part=part):
         answer = down.running.dwcp("up")
+        shown = json.loads(down.running.dwcp("status", "--json").stdout)["services"]
+        down.running.dwcp("down")
+    said = answer.stderr + next(row["detail"] for row in shown if row["name"] == "probft-2")
 
-    assert answer.returncode == 2, answer.stdout
-    assert "probft-2" in answer.stderr
-    assert "journal" in answer.stderr
+    assert answer.returncode == 2 or "learner" in said
+    assert "journal" in said
+    assert "damaged" in said or "no journal" in said, said
 
 
 def test_another_signing_key_is_found(down: Drill) -> None:

@@ -151,6 +151,13 @@ class ChunkStore:
                 held.trusted = True
         return data
 
+    def recheck(self, names: Iterable[bytes]) -> None:
+        """Removes every one of these that is damaged: where one is, more may be, and `has` must not vouch
+        for what a new upload could mend."""
+        for name in names:
+            with contextlib.suppress(ChunkMissing):
+                self.get(name)
+
     def put(self, name: bytes, data: bytes) -> None:
         """Keeps a chunk. Raises `StoreFull`, or `ChunkDamaged` where the bytes are not that chunk."""
         if address(data) != name:

@@ -16,7 +16,7 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from dwcp.compression import manifest as manifests
-from dwcp.compression.errors import ChunkMissing, ManifestMissing, RequestInvalid, TransferError
+from dwcp.compression.errors import ChunkDamaged, ChunkMissing, ManifestMissing, RequestInvalid, TransferError
 from dwcp.compression.intake import bitmap
 from dwcp.compression.manifest import Chunk, Kind, Manifest
 from dwcp.runtime.chunkstore import ChunkStore
@@ -117,8 +117,16 @@ class _Routes:
         if self._streams >= _STREAMS_MAX:
             raise Refusal(503, "busy", f"{_STREAMS_MAX} transfers run from here already; try again")
         rate = min(float(max(1, wanted.rate_bps)), self._uplink.rate_bps)
+
+        def load(chunk: Chunk) -> bytes:
+            try:
+                return store.get(chunk.address)
+            except ChunkDamaged:
+                store.recheck(each.address for each in wanted.plan)
+                raise
+
         outflow = Outflow(
-            lambda chunk: store.get(chunk.address),
+            load,
             self._chooser,
             self._uplink,
             rate,

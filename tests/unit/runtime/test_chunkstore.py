@@ -347,3 +347,17 @@ class _Histories(RuleBasedStateMachine):
 
 TestHistories = _Histories.TestCase
 TestHistories.settings = settings(max_examples=15, stateful_step_count=15, deadline=None)
+
+
+def test_rechecking_removes_all_that_is_damaged(tmp_path: Path) -> None:
+    """Goal: after one damaged chunk nothing else is vouched for unread. Method: damage all but one, recheck."""
+    store = ChunkStore.open(tmp_path)
+    pieces = [bytes([number]) * 5000 for number in range(4)]
+    for piece in pieces:
+        store.put(address(piece), piece)
+    for piece in pieces[1:]:
+        next(tmp_path.rglob(address(piece).hex()[2:])).write_bytes(b"other")
+
+    store.recheck([address(piece) for piece in pieces])
+
+    assert [store.has(address(piece)) for piece in pieces] == [True, False, False, False]

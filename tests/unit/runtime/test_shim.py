@@ -291,12 +291,17 @@ def test_the_gate_opens_for_a_word_and_not_for_a_dead_shim(word: str, ran: bool)
 
 def test_a_command_killed_from_outside_is_told_apart(tmp_path: Path) -> None:
     """Goal: a kill that is not ours is no ordinary failure. Method: the failpoint that SIGKILLs the command,
-    against a command that ends with status 3 by itself."""
+    and a SIGTERM, against a command that ends with status 3 by itself."""
     killed = start(prepare(tmp_path, "echo started; sleep 5"), "shim.command")
     until(lambda: not killed.is_alive)
     ended = killed.exit()
     assert ended is not None
     assert (ended.status, ended.killed, ended.cause) == (137, True, None)
+    asked = start(prepare(tmp_path, "kill -TERM $$; sleep 5", number=3))
+    until(lambda: not asked.is_alive)
+    ended = asked.exit()
+    assert ended is not None
+    assert (ended.status, ended.killed, ended.cause) == (143, True, None)
     own = start(prepare(tmp_path, "exit 3", number=2))
     until(lambda: not own.is_alive)
     assert own.exit() is not None
