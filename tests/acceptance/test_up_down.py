@@ -101,11 +101,14 @@ def test_restart_arms_failpoints_for_one_service(running: RunningPlatform) -> No
 
 
 def _command_line(platform: RunningPlatform, name: str) -> list[str]:
+    """The service's own command line: for a moment after the fork, its process still shows supervisord's."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         for state in platform.platform.supervisor.states():
             if state.name == name and state.pid:
-                return psutil.Process(state.pid).cmdline()
+                line = psutil.Process(state.pid).cmdline()
+                if name in line:
+                    return line
         time.sleep(0.1)
     pytest.fail(f"{name} has no process")
 
