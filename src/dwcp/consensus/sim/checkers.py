@@ -228,7 +228,11 @@ class Sessions:
 
     def __init__(self) -> None:
         self.answers: dict[Operation, Answered] = {}
-        self.acknowledged = 0
+        self._told: set[Operation] = set()
+
+    @property
+    def acknowledged(self) -> int:
+        return len(self._told)
 
     def executed(self, place: int, executed: Executed) -> None:
         for outcome in executed.outcomes:
@@ -237,7 +241,7 @@ class Sessions:
                 key = (bundle.client, bundle.session, answer.sequence)
                 value = (answer.index, answer.result)
                 known = self.answers.setdefault(key, value)
-                if known != value:
+                if known != value and not self._forgotten(key, answer.result):
                     raise Violation(
                         "exactly_once",
                         f"{place}: sequence {answer.sequence} answered at {answer.index}, "
@@ -253,7 +257,11 @@ class Sessions:
             f"sequence {operation[2]} was acknowledged at {answered[0]}, honest replicas say "
             f"{known[0] if known else 'nothing'}",
         )
-        self.acknowledged += 1
+        self._told.add(operation)
+
+    def _forgotten(self, operation: Operation, result: bytes) -> bool:
+        """An old bundle ordered again, after its client was told and has moved on: nothing runs."""
+        return operation in self._told and _is_expired(RESULT.decode(result))
 
 
 class Linearizability:
@@ -268,6 +276,7 @@ class Linearizability:
         self._floor = 0  # the highest index returned so far
         self._floors: dict[Operation, int] = {}
         self._log: list[tuple[Operation, kv.Operation, kv.Result]] = []
+        self._seen: set[Operation] = set()
         self._logged = 0
 
     def invoked(self, operation: Operation) -> None:
@@ -293,15 +302,20 @@ class Linearizability:
                 if answer.index == executed.index:
                     operation = decode_operation(outcome.bundle.operations[answer.sequence - first])
                     key = (outcome.bundle.client, outcome.bundle.session, answer.sequence)
-                    self._log.append((key, operation, RESULT.decode(answer.result)))
+                    self._note(key, operation, RESULT.decode(answer.result))
+
+    def _note(self, key: Operation, operation: kv.Operation, result: kv.Result) -> None:
+        again = key in self._seen
+        if again and _is_expired(result):  # refused: `Sessions` checks that its client had been told
+            return
+        require(not again, "exactly_once", f"sequence {key[2]} was executed twice")
+        self._seen.add(key)
+        self._log.append((key, operation, result))
 
     def conclude(self) -> None:
         """Replay the log against the model."""
         model = Model()
-        seen: set[Operation] = set()
         for key, operation, result in self._log:
-            require(key not in seen, "exactly_once", f"sequence {key[2]} was executed twice")
-            seen.add(key)
             sentence = model.disagrees(operation, result)
             require(not sentence, "linearizability", f"sequence {key[2]}: {sentence}")
 
@@ -343,6 +357,10 @@ class Model:
         if holds and isinstance(put, kv.Put) and isinstance(answer, kv.PutDone):
             return self.disagrees(put, answer)
         return self._read(guard.key, answer) if isinstance(answer, kv.RangeDone) else "no read"
+
+
+def _is_expired(result: kv.Result) -> bool:
+    return isinstance(result, kv.Failed) and result.code == "expired"
 
 
 def _differs(found: object, expected: object) -> str:

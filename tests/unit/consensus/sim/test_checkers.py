@@ -164,6 +164,19 @@ def test_an_operation_executed_at_two_positions_is_seen() -> None:
         sessions.executed(1, executed(2, outcomes=(outcome(2, 1, PUT, kv.PutDone(3)),)))
 
 
+def test_a_forgotten_bundle_ordered_again_is_refused_not_executed() -> None:
+    """Goal: `expired` may follow an answer, but only one that its client has. Method: before and after it."""
+    sessions, refused = Sessions(), kv.Failed("expired", "forgotten")
+    sessions.executed(0, executed(1, outcomes=(outcome(1, 1, PUT, kv.PutDone(2)),)))
+    again = executed(2, outcomes=(outcome(2, 1, PUT, refused),))
+    with pytest.raises(Violation, match="exactly_once"):
+        sessions.executed(0, again)
+    sessions.acknowledge((CLIENT, 1, 1), (1, encode(kv.PutDone(2))))
+    sessions.executed(0, again)
+    with pytest.raises(Violation, match="exactly_once"):
+        sessions.executed(0, executed(3, outcomes=(outcome(3, 1, PUT, kv.PutDone(4)),)))
+
+
 def test_an_acknowledgement_that_nobody_honest_backs_is_seen() -> None:
     """Goal: what a client was told is true. Method: acknowledge what never happened, or otherwise."""
     sessions = Sessions()
