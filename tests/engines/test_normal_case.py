@@ -71,6 +71,22 @@ def test_one_slot_is_proposed_once_its_predecessor_is_prepared() -> None:
     assert proposed == {1}
 
 
+def test_a_slot_runs_ahead_of_an_undecided_one_only_where_its_batch_is_no_smaller() -> None:
+    """Goal: fewer, fuller slots under load, no waiting without. Method: no COMMIT arrives; 1, 2, 1, then 2 wait."""
+    net = Network()
+    net.drop = lambda sender, to, message: message.kind == Kind.COMMIT
+
+    def submit(*names: str) -> set[int]:
+        for name in names:
+            net.submit(name)
+        net.run()
+        return {m.body.slot for _, _, m in net.sent if m.kind == Kind.PROPOSE}
+
+    assert submit("a", "b", "c") == {1, 2}, "a alone, then b with c: both as they came"
+    assert submit("d") == {1, 2}, "one is fewer than the two before it"
+    assert submit("e") == {1, 2, 3}
+
+
 def test_signatures_checked_per_slot_stay_within_two_quorums() -> None:
     """Goal: the CPU budget of a slot. Method: count verified claims; 2q+1 is the most allowed."""
     net = Network(4, params=Params())

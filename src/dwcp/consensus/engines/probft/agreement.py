@@ -55,6 +55,7 @@ class Agreement:
 
     __slots__ = (
         "_awaiting",
+        "_batch_count",
         "_committee",
         "_delivery",
         "_held",
@@ -101,6 +102,7 @@ class Agreement:
         self._awaiting: dict[int, Proposal] = {}
         self.quorum = rules.quorum(committee.n, committee.f)
         self.next_slot = 1  # the leader's next fresh slot
+        self._batch_count = 0  # payloads in the last batch that was proposed here
 
     # ------------------------------------------------------------ the leader
 
@@ -120,16 +122,21 @@ class Agreement:
             self._propose_one(max(previous_ms + 1, now_ms), now_ms=now_ms)
 
     def _may_run_ahead(self) -> bool:
-        """One slot is proposed once its predecessor is prepared (or more, by `unprepared_max`)."""
-        index = self.next_slot - self._params.unprepared_max
-        if index <= self._log.decided:
+        """Once the predecessor is decided; or only prepared (or less, by `unprepared_max`), where the
+        next batch would be no smaller than the last: else waiting half a round saves a slot."""
+        if self.next_slot <= self._log.decided + 1:
             return True
+        index = self.next_slot - self._params.unprepared_max
         slot = self._log.get(index)
-        return slot is not None and (slot.prepared_here or slot.decision is not None)
+        prepared = index <= self._log.decided or (
+            slot is not None and (slot.prepared_here or slot.decision is not None)
+        )
+        return prepared and self._pool.fills(self._batch_count, self._params.batch_bytes_max)
 
     def _propose_one(self, time_ms: int, *, now_ms: int) -> None:
         params = self._params
         payloads = self._pool.batch(count_max=params.batch_count_max, bytes_max=params.batch_bytes_max)
+        self._batch_count = len(payloads)
         content = Content(time_ms, payloads)
         batch = wire.pack(content)
         digest = wire.batch_digest(batch)

@@ -31,8 +31,8 @@ class Params:
     stable without stopping the log.
     """
 
-    checkpoint_interval: int = 128  # slots
-    window: int = 256  # slots after the stable checkpoint
+    checkpoint_interval: int = 256  # slots
+    window: int = 512  # slots after the stable checkpoint
     timeout_start_ms: int = 300
     timeout_cap_ms: int = 30_000
     time_ahead_ms_max: int = 500  # a proposal's time may be this far ahead of a voter's clock

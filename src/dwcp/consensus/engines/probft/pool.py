@@ -88,6 +88,10 @@ class Pool:
         self.pending_bytes -= size_of(self._pending.pop(key))
         return True
 
+    def fills(self, count: int, size: int) -> bool:
+        """Whether a batch now would hold `count` payloads, or `size` bytes."""
+        return len(self._pending) >= count or self.pending_bytes >= size
+
     def batch(self, *, count_max: int, bytes_max: int) -> tuple[Payload, ...]:
         """The oldest payloads that fit one slot; always at least one if any waits."""
         chosen: list[Payload] = []
