@@ -15,6 +15,7 @@ from dwcp.consensus.core.errors import MalformedFrame
 T = TypeVar("T")
 
 _encoder = msgspec.msgpack.Encoder()
+_SHORT_HEADS = [bytes([0x90 + count]) for count in range(16)]
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -24,6 +25,15 @@ class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 def encode(value: Any) -> bytes:  # Any: whatever msgspec encodes
     """The canonical bytes of `value`."""
     return _encoder.encode(value)
+
+
+def sequence_head(count: int) -> bytes:
+    """What stands before the items of an encoded sequence: its items may be encoded one by one."""
+    if count < 16:
+        return _SHORT_HEADS[count]
+    if count < 1 << 16:
+        return b"\xdc" + count.to_bytes(2, "big")
+    return b"\xdd" + count.to_bytes(4, "big")
 
 
 class Codec(Generic[T]):

@@ -186,33 +186,25 @@ def _joined(parts: Sequence[bytes], cuts: dict[int, int]) -> list[bytes]:
 class Buckets(Generic[T]):
     """Encoded buckets of items, brought up to date by naming the items that changed.
 
-    `place` hashes an item; `encode` turns a bucket's items, ascending, into
-    bytes. An item that `present` denies is left out. Counts are powers of two.
+    `place` hashes an item; `encode` gives its bytes, or None where it is gone. A bucket is
+    the encoded tuple of its items, ascending: only changed items are encoded, the others'
+    bytes are taken from the bucket as it was. Counts are powers of two.
     """
 
-    __slots__ = ("_count", "_dirty", "_encode", "_members", "_place", "_present", "digests", "parts")
+    __slots__ = ("_count", "_encode", "_members", "_place", "digests", "parts")
 
     parts: list[tuple[bytes, ...]]  # by bucket
     digests: list[bytes]  # by bucket: its parts' digests, joined
 
-    def __init__(
-        self,
-        *,
-        count: int,
-        place: Callable[[T], int],
-        present: Callable[[T], bool],
-        encode: Callable[[list[T]], bytes],
-    ) -> None:
+    def __init__(self, *, count: int, place: Callable[[T], int], encode: Callable[[T], bytes | None]) -> None:
         self._place = place
-        self._present = present
         self._encode = encode
         self._reset(count)
 
     def _reset(self, count: int) -> None:
         self._count = count
-        self._members: list[set[T]] = [set() for _ in range(count)]
-        self._dirty: set[int] = set()
-        empty = self._encode([])
+        self._members: list[dict[T, int]] = [{} for _ in range(count)]  # item: its bytes; ascending
+        empty = codec.sequence_head(0)
         self.parts = [(empty,)] * count
         self.digests = [part_digest(empty)] * count
 
@@ -223,20 +215,34 @@ class Buckets(Generic[T]):
     def update(self, touched: Iterable[T]) -> int:
         """Encode again the buckets of `touched` items; how many there were."""
         mask = self._count - 1
+        dirty: dict[int, list[T]] = {}
         for item in touched:
-            bucket = self._place(item) & mask
-            self._dirty.add(bucket)
-            if self._present(item):
-                self._members[bucket].add(item)
-            else:
-                self._members[bucket].discard(item)
-        dirty = len(self._dirty)
-        for bucket in sorted(self._dirty):
-            parts = _cut(self._encode(sorted(self._members[bucket])))  # type: ignore[type-var]
+            dirty.setdefault(self._place(item) & mask, []).append(item)
+        for bucket, items in dirty.items():
+            parts = _cut(self._rewritten(bucket, items))
             self.parts[bucket] = parts
             self.digests[bucket] = b"".join(map(part_digest, parts))
-        self._dirty.clear()
-        return dirty
+        return len(dirty)
+
+    def _rewritten(self, bucket: int, touched: list[T]) -> bytes:
+        """The bucket's bytes, with those of `touched` items replaced."""
+        members, parts = self._members[bucket], self.parts[bucket]
+        whole = parts[0] if len(parts) == 1 else b"".join(parts)
+        at = len(codec.sequence_head(len(members)))
+        pieces: dict[T, bytes] = {}
+        for item, length in members.items():
+            pieces[item] = whole[at : at + length]
+            at += length
+        for item in touched:
+            data = self._encode(item)
+            if data is None:
+                pieces.pop(item, None)
+            else:
+                pieces[item] = data
+        ordered = sorted(pieces)  # type: ignore[type-var]
+        found = [pieces[item] for item in ordered]
+        self._members[bucket] = dict(zip(ordered, map(len, found), strict=True))
+        return codec.sequence_head(len(found)) + b"".join(found)
 
     def renew(self, count: int, *, touched: set[T], items: Callable[[], Iterable[T]]) -> None:
         """Bring up to date what was `touched`, or spread all `items` anew where `count` has changed."""

@@ -130,6 +130,7 @@ class ClientSession:
         self._pending: dict[int, _Pending] = {}
         self._bundles: list[_Sent] = []
         self._hints = [0] * genesis.n  # whom each replica takes for the leader
+        self._leader = 0
         self._silences = [0] * genesis.n  # retries that a replica was too late for
         self._connected: set[int] = set()
         self._opened = next_sequence > 0
@@ -160,7 +161,7 @@ class ClientSession:
     @property
     def leader(self) -> int:
         """The replica that most replicas take for the leader."""
-        return max(range(self._genesis.n), key=lambda replica: (self._hints.count(replica), -replica))
+        return self._leader
 
     def greeting(self, replica: int) -> bytes:
         """The first frame on a new connection to `replica`."""
@@ -343,6 +344,8 @@ class ClientSession:
     def _hint(self, replica: int, leader: int) -> None:
         if 0 <= leader < self._genesis.n:
             self._hints[replica] = leader
+            hints = self._hints
+            self._leader = max(range(len(hints)), key=lambda each: (hints.count(each), -each))
 
     def _on_overloaded(self, message: Overloaded, now_ms: int) -> None:
         """Wait as long as asked, within reason: the replica may lie."""

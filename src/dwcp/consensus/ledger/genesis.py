@@ -57,8 +57,8 @@ class GenesisClient(_Shape, frozen=True):
 class Params(_Shape, frozen=True):
     """What all replicas must do alike. Counts, bytes and milliseconds as the names say."""
 
-    checkpoint_interval: int = 128  # positions between state roots
-    window: int = 256  # positions that may be open above the last stable checkpoint
+    checkpoint_interval: int = 256  # positions between state roots
+    window: int = 512  # positions that may be open above the last stable checkpoint
     batch_bytes_max: int = 1_048_576
     batch_count_max: int = 512  # payloads in one batch
     key_bytes_max: int = 4096

@@ -448,25 +448,18 @@ class Ledger:
         return self._snapshot
 
     def _new_key_buckets(self, count: int) -> Buckets[bytes]:
-        return Buckets(
-            count=count,
-            place=checkpoint.place_key,
-            present=lambda key: self._store.versions(key) is not None,
-            encode=lambda keys: _encode([(key, self._store.versions(key)) for key in keys]),
-        )
+        return Buckets(count=count, place=checkpoint.place_key, encode=self._key_item)
+
+    def _key_item(self, key: bytes) -> bytes | None:
+        versions = self._store.versions(key)
+        return None if versions is None else _encode((key, versions))
 
     def _new_session_buckets(self, count: int) -> Buckets[Key]:
-        return Buckets(
-            count=count,
-            place=checkpoint.place_session,
-            present=lambda key: self._sessions.find(*key) is not None,
-            encode=lambda keys: _encode([self._session_record(key) for key in keys]),
-        )
+        return Buckets(count=count, place=checkpoint.place_session, encode=self._session_item)
 
-    def _session_record(self, key: Key) -> object:
+    def _session_item(self, key: Key) -> bytes | None:
         session = self._sessions.find(*key)
-        assert session is not None
-        return session.record()
+        return None if session is None else _encode(session.record())
 
 
 class _Batch:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-import msgspec
-
 from dwcp.api import kv
 from dwcp.consensus.core.machine import Commit, Payload
 from dwcp.consensus.crypto import codec
@@ -51,7 +49,7 @@ def genesis_of(n: int = 4, **params: int) -> Genesis:
         ),
         authority_sha256="ab" * 32,
         nonce="cd" * 32,
-        params=msgspec.structs.replace(Params(), **params),
+        params=Params(**{"checkpoint_interval": 128, "window": 256, **params}),
     )
 
 

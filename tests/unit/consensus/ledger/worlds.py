@@ -38,7 +38,7 @@ def genesis_of(n: int = 4, **params: int) -> Genesis:
         clients=(client,),
         authority_sha256="00" * 32,
         nonce="11" * 32,
-        params=Params(**params),
+        params=Params(**{"checkpoint_interval": 128, "window": 256, **params}),
     )
     genesis.validate()
     return genesis
