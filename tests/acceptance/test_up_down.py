@@ -107,7 +107,7 @@ def _command_line(platform: RunningPlatform, name: str) -> list[str]:
         for state in platform.platform.supervisor.states():
             if state.name == name and state.pid:
                 line = psutil.Process(state.pid).cmdline()
-                if name in line:
+                if any(name in part for part in line):
                     return line
         time.sleep(0.1)
     pytest.fail(f"{name} has no process")
