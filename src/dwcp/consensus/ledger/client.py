@@ -277,7 +277,7 @@ class ClientSession:
         params = self._genesis.params
         first, head = self._queue[0]
         # The server's window ends at the highest sequence executed: nothing sent may push an open one out.
-        oldest = min((min(bundle.open) for bundle in self._bundles if bundle.open), default=first)
+        oldest = self._oldest(first)
         size = count = 0
         for sequence, pending in self._queue[: params.bundle_count_max]:
             size += len(pending.operation) + 5
@@ -288,6 +288,10 @@ class ClientSession:
             count += 1
         return count
 
+    def _oldest(self, first: int) -> int:
+        """The lowest sequence in flight, or `first` where none is."""
+        return min((min(bundle.open) for bundle in self._bundles if bundle.open), default=first)
+
     def _bundle(self, taken: list[tuple[int, _Pending]], now_ms: int) -> _Sent:
         receipt = taken[0][1].receipt
         repliers = self._repliers()
@@ -295,6 +299,7 @@ class ClientSession:
             self._public,
             self._session,
             taken[0][0],
+            self._oldest(taken[0][0]),
             Flags.RECEIPT if receipt else Flags.NONE,
             0 if receipt or self._genesis.n > 63 else sum(1 << replica for replica in repliers),
             tuple(pending.operation for _, pending in taken),

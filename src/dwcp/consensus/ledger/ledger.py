@@ -227,6 +227,7 @@ class Ledger:
         session = self._sessions.find(client_key, number)
         if session is not None:
             self._sessions.use(session, now_ms=self._time_ms, index=self._index)
+            session.forget_below(bundle.floor)
         # The answers of one bundle share a frame, those of a batch memory.
         self._store.bytes_left = allowed = min(self._params.range_bytes_max, batch.bytes_left)
         owner = _LEAF + client_key + number.to_bytes(8, "big")
@@ -354,6 +355,11 @@ class Ledger:
         answers = [session.answers.get(first + i) for i in range(len(bundle.operations))]
         kept = tuple(answer for answer in answers if answer is not None)
         return kept if len(kept) == len(answers) else None
+
+    def forgotten(self, bundle: Bundle) -> bool:
+        """Whether its client has had, or given up, every answer: a late copy, to be dropped."""
+        session = self._sessions.find(bundle.client, bundle.session)
+        return session is not None and bundle.first_sequence + len(bundle.operations) <= session.low
 
     def materials(self, bundle: Bundle) -> tuple[Material, ...]:
         """What receipts of the bundle's operations need, as far as this replica still holds it."""

@@ -1,7 +1,7 @@
 """Bundles: what clients sign, engines order as opaque payloads, and the ledger executes.
 
 Layout of a body: version u8, signature 64, then the canonical encoding of the
-signed part: [client, session, first sequence, flags, repliers, operations].
+signed part: [client, session, first sequence, floor, flags, repliers, operations].
 The signature covers context ‖ 0x00 ‖ chain id ‖ signed part. Tags (16 bytes
 for each replica) travel beside the body, outside the digest.
 """
@@ -42,12 +42,15 @@ class BundleRefused(CoreError):
 class Signed(Record, frozen=True):
     """What the client signs. Sequences are contiguous from `first_sequence`.
 
+    Below `floor` the client has its answers or has given up: once this bundle is executed,
+    none of those is executed any more, so an operation given up never follows a later one.
     `repliers` is a bit mask of replica ids asked to reply; 0 asks all.
     """
 
     client: bytes
     session: int
     first_sequence: int
+    floor: int
     flags: int
     repliers: int
     operations: tuple[bytes, ...]
@@ -69,6 +72,7 @@ class Bundle(msgspec.Struct, frozen=True, gc=False):
     client: bytes
     session: int
     first_sequence: int
+    floor: int
     flags: int
     repliers: int
     operations: tuple[bytes, ...]
@@ -107,11 +111,15 @@ def decode(body: bytes, params: Params) -> Bundle:
         raise BundleRefused(f"a bundle holds 1 to {params.bundle_count_max} operations")
     if not 0 <= first <= SEQUENCE_MAX or not 0 <= signed.session <= SEQUENCE_MAX:
         raise BundleRefused("session and sequence are 63-bit numbers")
+    if not 0 <= signed.floor <= first:
+        raise BundleRefused("a bundle's floor is at most its first sequence")
     if not 0 <= signed.flags <= Flags.RECEIPT or signed.repliers < 0:
         raise BundleRefused("the bundle's flags are not known to this release")
     if len(body) > params.request_bytes_max + 1024:
         raise BundleRefused(f"a bundle holds at most {params.request_bytes_max} bytes of operations")
-    return Bundle(body, client, signed.session, first, signed.flags, signed.repliers, operations)
+    return Bundle(
+        body, client, signed.session, first, signed.floor, signed.flags, signed.repliers, operations
+    )
 
 
 def decode_operation(data: bytes) -> kv.Operation:

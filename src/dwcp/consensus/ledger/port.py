@@ -142,6 +142,8 @@ class ClientPort:
         answers = self._ledger.answered(bundle)
         if answers is not None:
             return [self._repeat(connection, bundle, answers, shares)], None
+        if self._ledger.forgotten(bundle):
+            return [], None
         if overloaded:
             full = messages.Overloaded(bundle.session, bundle.first_sequence, RETRY_AFTER_MS)
             return [ToClient(connection, messages.encode(full))], None

@@ -60,6 +60,13 @@ class Session:
             self.low = low
         answers[answer.sequence] = answer
 
+    def forget_below(self, floor: int) -> None:
+        """The client has what it wants of the sequences below: they are neither kept nor executed."""
+        if floor > self.low:
+            for sequence in [each for each in self.answers if each < floor]:
+                del self.answers[sequence]
+            self.low = floor
+
     def record(self) -> SessionRecord:
         kept = tuple(self.answers[sequence] for sequence in sorted(self.answers))
         return SessionRecord(

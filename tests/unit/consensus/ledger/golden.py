@@ -49,7 +49,7 @@ RESULTS: dict[str, kv.Result] = {
 }
 _TAGS = authenticators(4, USER, genesis_of().chain_id)
 _BODY = operations.build(
-    operations.Signed(USER.public, 7, 1, 1, 3, tuple(map(codec.encode, OPERATIONS.values()))),
+    operations.Signed(USER.public, 7, 1, 1, 1, 3, tuple(map(codec.encode, OPERATIONS.values()))),
     chain_id=genesis_of().chain_id,
     signer=USER,
 )

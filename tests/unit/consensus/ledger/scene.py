@@ -74,10 +74,12 @@ class Scene:
         first: int,
         key: SigningKey = USER,
         session: int = 1,
+        floor: int = 0,
         receipt: bool = False,
     ) -> Payload:
         flags = Flags.RECEIPT if receipt else Flags.NONE
-        signed = Signed(key.public, session, first, flags, 0, tuple(codec.encode(op) for op in ops))
+        packed = tuple(codec.encode(op) for op in ops)
+        signed = Signed(key.public, session, first, floor, flags, 0, packed)
         body = operations.build(signed, chain_id=self.genesis.chain_id, signer=key)
         return operations.make_payload(body, ())
 

@@ -304,6 +304,27 @@ def test_abandoned_operations_leave_nothing_behind() -> None:
     assert network.ledgers[0].revision == 2
 
 
+def test_an_abandoned_operation_that_arrives_late_changes_nothing() -> None:
+    """Goal: after `unknown`, the client's next write is not overwritten by the one before.
+
+    Method: hold the first request back until the second has been executed.
+    """
+    network = Network()
+    session = network.session()
+    _run(network, session)
+    given_up = session.submit(kv.Put(b"k", b"old"))
+    held = session.flush(now_ms=network.now_ms)
+    session.abandon(given_up)
+    session.submit(kv.Put(b"k", b"new"))
+    _run(network, session)
+    network.deliver(session, held)
+    session.submit(kv.Range(b"k"))
+    (read,) = _run(network, session)
+
+    assert isinstance(read.result, kv.RangeDone)
+    assert read.result.kvs[0].value == b"new"
+
+
 def test_connecting_again_sends_what_is_in_flight() -> None:
     """Goal: a reconnect needs no timeout. Method: lose everything, connect, deliver."""
     network = Network()

@@ -107,7 +107,7 @@ def test_malformed_operations_fail_alone() -> None:
     scene = Scene()
     scene.open()
     packed = (codec.encode(kv.Put(b"a", b"")), b"\xc1", b"", codec.encode(kv.Put(b"b", b"")))
-    body = build(Signed(USER.public, 1, 1, 0, 0, packed), chain_id=scene.genesis.chain_id, signer=USER)
+    body = build(Signed(USER.public, 1, 1, 0, 0, 0, packed), chain_id=scene.genesis.chain_id, signer=USER)
     executed = scene.commit(Payload(payload_digest(body), body))
 
     assert [failure(each) for each in results(executed)] == ["", "malformed", "malformed", ""]

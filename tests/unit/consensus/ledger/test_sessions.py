@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from tests.unit.consensus.ledger.scene import ADMIN, STRANGER, USER, Scene, failure, results
 
 from dwcp.api import kv
+from dwcp.consensus.ledger.ledger import Ledger
+from dwcp.consensus.ledger.operations import decode
 from dwcp.consensus.ledger.sessions import WINDOW
 
 
@@ -58,6 +60,41 @@ def test_below_the_window_is_expired_and_not_executed() -> None:
     assert scene.ledger.revision == 4
     huge = scene.commit(scene.payload([kv.Put(b"k", b"")], first=2**62))
     assert not failure(results(huge)[0])
+
+
+def test_what_a_client_gave_up_never_follows_what_it_did_next() -> None:
+    """Goal: an operation given up happens before the client's next one, or never.
+
+    Method: order the later bundle first; its floor stands above the earlier one.
+    """
+    scene = Scene()
+    scene.open()
+    given_up = scene.payload([kv.Put(b"k", b"old")], first=1)
+    scene.commit(scene.payload([kv.Put(b"k", b"new")], first=2, floor=2))
+    late = scene.commit(given_up)
+
+    assert failure(results(late)[0]) == "expired"
+    scene.next[USER.public, 1] = 3
+    assert scene.get(b"k") == b"new"
+
+
+def test_answers_below_the_floor_are_not_kept() -> None:
+    """Goal: a session holds what its client may still ask for, restored or not. Method: its record."""
+    scene = Scene(checkpoint_interval=1)
+    scene.open()
+    first = scene.payload([kv.Put(b"k", b"")] * 5, first=1)
+    scene.commit(first)
+    scene.commit(scene.payload([kv.Put(b"k", b"")], first=6, floor=4))
+    snapshot = scene.ledger.snapshot()
+    restored = Ledger(scene.genesis)
+    restored.install(snapshot.parts, snapshot.root)
+
+    for ledger in (scene.ledger, restored):
+        session = ledger._sessions.find(USER.public, 1)
+        assert session is not None
+        assert session.low == 4
+        assert sorted(session.answers) == [4, 5, 6]
+        assert ledger.forgotten(decode(first.body or b"", scene.genesis.params)) is False
 
 
 def test_unknown_sessions_and_clients() -> None:

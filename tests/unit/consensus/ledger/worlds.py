@@ -62,7 +62,7 @@ def ledger_with(*, keys: int) -> tuple[Genesis, Ledger]:
 
 
 def _apply(genesis: Genesis, ledger: Ledger, index: int, packed: tuple[bytes, ...], sequence: int) -> int:
-    signed = Signed(CLIENT.public, 1, sequence, 0, 0, packed)
+    signed = Signed(CLIENT.public, 1, sequence, 0, 0, 0, packed)
     payload = make_payload(build(signed, chain_id=genesis.chain_id, signer=CLIENT), ())
     ledger.apply(Commit(index, 0, 1_000 + index, (payload,)))
     return sequence + len(packed)

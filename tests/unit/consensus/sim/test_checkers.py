@@ -38,7 +38,7 @@ def executed(
 
 
 def outcome(index: int, sequence: int, operation: kv.Operation, result: kv.Result) -> Outcome:
-    bundle = Bundle(b"", CLIENT, 1, sequence, 0, 0, (encode(operation),))
+    bundle = Bundle(b"", CLIENT, 1, sequence, 0, 0, 0, (encode(operation),))
     return Outcome(bundle, b"", (Answer(sequence, index, encode(result)),))
 
 
