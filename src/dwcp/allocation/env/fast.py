@@ -117,6 +117,7 @@ def view(episode: Episode, state: State, job: Array) -> View:
         queued=state.queued,
         last=state.last,
         coin=coins(job, state.now, jnp.arange(len(sites)), jnp),
+        row=jnp.int32(0),
     )
 
 

@@ -155,6 +155,7 @@ class Reference:
             queued=state.queued[rows],
             last=state.last[rows],
             coin=coins(jobs, now, nodes, np),
+            row=rows,
         )
 
     def commit(self, job: Ints, score: Scores) -> None:

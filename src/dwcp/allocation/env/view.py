@@ -32,6 +32,7 @@ class View(NamedTuple):
     queued: Array  # [] workloads waiting
     last: Array  # [] int: node of the last placement, -1
     coin: Array  # [N] in [0, 1): reproducible noise of this decision, for randomised rules
+    row: Array  # [] int: which of the windows side by side; so that tuning tries many candidates in one run
 
 
 Scores = Callable[[View, Any], Array]

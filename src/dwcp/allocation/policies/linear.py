@@ -19,7 +19,7 @@ FEATURES = (
     "filled-cpu", "filled-memory", "filled-storage", "filled-bandwidth", "filled-max", "filled-l2", "unbalanced",
     "demand-cpu", "size", "local", "wan", "energy", "late", "extends", "empty", "age",
 )  # fmt: skip
-DEFER_FEATURES = ("defer", "defer-slack", "defer-queue", "defer-priority", "defer-full")
+DEFER_FEATURES = ("defer", "defer-slack", "defer-queue", "defer-priority", "defer-full", "defer-reserve")
 
 
 def features(view: View, xp: Any) -> Array:
@@ -52,7 +52,9 @@ def defer_features(view: View, xp: Any) -> Array:
     full = 1.0 - view.free[..., 0].sum(-1) / capacity
     slack = xp.log1p(xp.maximum(view.slack_s, 0.0) / 60.0) / 5.0
     one = xp.ones_like(slack)
-    return xp.stack([one, slack, xp.log1p(view.queued * one) / 5.0, view.priority * one / 2.0, full], -1)
+    low = (2 - view.priority) * one / 2.0
+    queue = xp.log1p(view.queued * one) / 5.0
+    return xp.stack([one, slack, queue, view.priority * one / 2.0, full, full * low], -1)
 
 
 WIDTH = len(FEATURES) + len(DEFER_FEATURES)
@@ -72,7 +74,23 @@ def linear(weights: Floats) -> Scores:
     return scores
 
 
+def linears(weights: Floats, windows: int) -> Scores:
+    """`weights` [K, WIDTH] side by side: window w of a run goes by row w // windows. NumPy only."""
+
+    def scores(view: View, xp: Any) -> Array:
+        own = weights[view.row // windows]
+        bids = (features(view, xp) @ own[:, : len(FEATURES), None])[..., 0]
+        waits = (defer_features(view, xp) * own[:, len(FEATURES) :]).sum(-1)
+        return xp.concatenate([bids, waits[:, None]], -1)
+
+    return scores
+
+
 def start() -> Floats:
-    """The hand-written rule as weights: balance, minus the prices, and no deferring by choice."""
-    named = {"unbalanced": -1.0, "wan": -2.0, "energy": -1.0, "late": -2.0, "filled-l2": -0.3, "defer": -8.0}
+    """The hand-written rule as weights: balance, minus the prices, and a reserve for higher priorities.
+
+    The reserve defers best effort above three quarters of the CPU in use, batch above seven eighths.
+    """
+    named = {"unbalanced": -1.0, "wan": -2.0, "energy": -1.0, "late": -2.0, "filled-l2": -0.3}
+    named |= {"defer": -16.5, "defer-full": 20.0, "defer-priority": -5.0}
     return np.array([named.get(name, 0.0) for name in (*FEATURES, *DEFER_FEATURES)])

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from dwcp.allocation.env.episode import Array
 from dwcp.allocation.env.view import Scores, View
 from dwcp.allocation.env.weights import WEIGHTS
@@ -147,21 +149,32 @@ def policy(rule: Rule, knobs: Knobs = Knobs()) -> Scores:
     """
 
     def scores(view: View, xp: Any) -> Array:
-        base = rule(view, xp)
-        worth = xp.maximum(view.worth, WORTH_FLOOR)[..., None]
-        ratio = xp.minimum(price(view, xp) / worth, 100.0)
-        short = _short(view, knobs, xp)
-        nodes = base - knobs.money * ratio + xp.where(short, 2 * NEVER_DEFER, 0.0)
-        return xp.concatenate([nodes, xp.full_like(nodes[..., :1], NEVER_DEFER)], -1)
+        return _scores(rule, view, (knobs.money, knobs.reserve, knobs.headroom), xp)
 
     return scores
 
 
-def _short(view: View, knobs: Knobs, xp: Any) -> Array:
-    """[..., N] bool: placing there would take what is kept for others."""
+def policies(rule: Rule, knobs: list[Knobs], windows: int) -> Scores:
+    """`knobs` side by side: window w of a run goes by `knobs[w // windows]`. NumPy only."""
+    table = np.array([[one.money, one.reserve, one.headroom] for one in knobs])
+
+    def scores(view: View, xp: Any) -> Array:
+        own = table[view.row // windows]
+        return _scores(rule, view, tuple(own[:, [column]] for column in range(3)), xp)
+
+    return scores
+
+
+def _scores(rule: Rule, view: View, knobs: tuple[Any, ...], xp: Any) -> Array:
+    """`knobs` are numbers, or [A, 1] arrays."""
+    money, reserve, headroom = knobs
+    base = rule(view, xp)
+    worth = xp.maximum(view.worth, WORTH_FLOOR)[..., None]
+    ratio = xp.minimum(price(view, xp) / worth, 100.0)
     cpu = view.capacity[..., 0]
     left = view.free[..., 0] - view.demand[..., None, 0]
-    aged = left < knobs.headroom * view.age_s / 3600.0 * cpu
+    aged = left < headroom * view.age_s / 3600.0 * cpu
     spare = (view.free[..., 0].sum(-1) - view.demand[..., 0]) / xp.maximum(cpu.sum(-1), 1.0)
-    kept = spare < knobs.reserve * (2 - view.priority) / 2.0
-    return aged | kept[..., None]
+    kept = spare[..., None] < reserve * (2 - view.priority[..., None]) / 2.0
+    nodes = base - money * ratio + xp.where(aged | kept, 2 * NEVER_DEFER, 0.0)
+    return xp.concatenate([nodes, xp.full_like(nodes[..., :1], NEVER_DEFER)], -1)

@@ -4,7 +4,7 @@
 |---|---|---|---|
 | `train` | weights, knobs, CEM, learning | 0 … 9,999: G5, and G1 and G2 perturbed | none |
 | `dev` | looking while developing | 10,000 … 19,999 | first tenth |
-| `validation` | early stop, choice of the rival | 20,000 … 29,999 | up to three tenths |
+| `validation` | early stop, choice of the rival | 20,000 … 29,999 | first four tenths |
 | `test` | what is quoted | 30,000 … 39,999 | the rest |
 
 G1 and G2 were fitted to Azure 2017 and openb: results on those records are "unseen records, fitted family".
@@ -17,19 +17,20 @@ import numpy as np
 from dwcp.allocation.env.episode import Episode
 from dwcp.allocation.fleet import Floats, Ints
 from dwcp.allocation.traces import generators
-from dwcp.allocation.traces.jobs import Jobs, Records, complete
+from dwcp.allocation.traces.jobs import Records, complete
 from dwcp.allocation.traces.windows import LOOKBACK, Wanted, WindowImpossible, cut, together
 from dwcp.allocation.traces.world import World, make_world
 
 SEEDS = {"train": 0, "dev": 10_000, "validation": 20_000, "test": 30_000}
 SEEDS_PER_SPLIT = 10_000
-SHARES = {"dev": (0.0, 0.1), "validation": (0.1, 0.3), "test": (0.3, 1.0)}
+SHARES = {"dev": (0.0, 0.1), "validation": (0.0, 0.4), "test": (0.4, 1.0)}
 FAMILIES: dict[str, generators.Azure | generators.Openb] = {
     "g1": generators.G1,
     "g2": generators.G2,
     "g5": generators.G5,
 }
-MINIMUM_BEFORE = 2_000  # workloads before the first window of a recorded trace
+MINIMUM_BEFORE = 500  # workloads before the first window: what runs when it begins is drawn from them
+TRAINING_BEFORE = 6_000
 
 
 def generator_seed(split: str, number: int) -> int:
@@ -74,8 +75,7 @@ def windows(
     rng = np.random.default_rng([seed, 2])
     world = make_world(rng, nodes=nodes, sites=sites, prices=prices)
     jobs = complete(records, rng, sites=world.sites)
-    starts = _starts(jobs, count, wanted)
-    return together([cut(jobs, int(start), world, wanted, rng) for start in starts])
+    return together([cut(jobs, int(start), world, wanted, rng) for start in starts(len(jobs), count, wanted)])
 
 
 def training_window(
@@ -83,11 +83,11 @@ def training_window(
 ) -> Episode:
     """One window of the training split on a world of its own, padded to `pad_nodes` nodes."""
     name = ("g5", "g1", "g2")[number % 3]
-    records = generated(name, "train", number, count=MINIMUM_BEFORE * 3 + wanted.warm + wanted.measured)
+    records = generated(name, "train", number, count=TRAINING_BEFORE + wanted.warm + wanted.measured)
     rng = np.random.default_rng([generator_seed("train", number), 2])
     world = make_world(rng, nodes=nodes, sites=sites, scale=float(rng.uniform(0.7, 1.4)))
     jobs = complete(records, rng, sites=sites)
-    return cut(jobs, MINIMUM_BEFORE * 3, _padded(world, pad_nodes or nodes), wanted, rng)
+    return cut(jobs, TRAINING_BEFORE, _padded(world, pad_nodes or nodes), wanted, rng)
 
 
 def _padded(world: World, nodes: int) -> World:
@@ -103,11 +103,12 @@ def _padded(world: World, nodes: int) -> World:
     )
 
 
-def _starts(jobs: Jobs, count: int, wanted: Wanted) -> Ints:
-    last = len(jobs) - wanted.warm - wanted.measured
+def starts(length: int, count: int, wanted: Wanted) -> Ints:
+    """[count] evenly spaced first workloads of windows in a trace of `length`. Raises `WindowImpossible`."""
+    last = length - wanted.warm - wanted.measured
     first = min(LOOKBACK, max(MINIMUM_BEFORE, last // 4), last)
     if last < min(MINIMUM_BEFORE, LOOKBACK):
         raise WindowImpossible(
-            f"{len(jobs)} workloads: a window needs {MINIMUM_BEFORE + wanted.warm + wanted.measured}"
+            f"{length} workloads: a window needs {MINIMUM_BEFORE + wanted.warm + wanted.measured}"
         )
     return np.linspace(first, last, count).astype(np.int64)
