@@ -26,7 +26,7 @@ import allocator_page
 from dwcp.allocation.bounds import BoundUnknown, lower_bound
 from dwcp.allocation.env.episode import Episode, State, rows
 from dwcp.allocation.env.reference import Reference
-from dwcp.allocation.env.rollout import Outcome, rollout, total, warm
+from dwcp.allocation.env.rollout import Outcome, group_names, refusals, rollout, total, warm
 from dwcp.allocation.env.view import Scores
 from dwcp.allocation.env.weights import BOUNDED, WEIGHTS, sensitivities
 from dwcp.allocation.policies import evidence, tuned, tuning
@@ -103,7 +103,9 @@ def _milp(episode: Episode, state: State) -> Outcome:
         planner.decide(env.begin(event), event)
         costs += env.cost
     env.finish()
-    return Outcome(costs + env.cost, env.state.counts, np.zeros((len(costs), 4)))
+    return Outcome(
+        costs + env.cost, env.state.counts, np.zeros((len(costs), 4)), refusals(episode, env.state)
+    )
 
 
 def field(options: argparse.Namespace, load: float, split: str, *, seeds: int, count: int) -> Field:
@@ -162,6 +164,7 @@ def measure(options: argparse.Namespace, load: float, learned: dict[str, Scores]
         "violations_size_weighted": round(
             float(outcomes[ours].costs[:, 0].sum() / max(ground.value().sum(), 1e-9)), 5
         ),
+        "never_placed": never_placed(outcomes[ours], ground.episodes[0].transfer_s.shape[2]),
         "model": ours if learned else "none",
         "model_share": 1.0 if learned else 0.0,
         "windows": len(ground.seeds),
@@ -214,6 +217,13 @@ def sensitivity(outcomes: dict[str, Outcome], *, rival: str, ours: str) -> dict[
         best = min(means, key=lambda one: means[one])
         found[name] = {"best": best, "ours_minus_rival": round(means[ours] - means[rival], 4)}
     return found
+
+
+def never_placed(outcome: Outcome, sites: int) -> dict[str, float]:
+    """Share of workloads by priority, size, tenant and origin: shows a policy that starves some of them."""
+    sums = outcome.refused.sum(axis=0)
+    shares = sums[:, 0] / np.maximum(sums[:, 1], 1)
+    return {name: round(float(share), 4) for name, share in zip(group_names(sites), shares, strict=True)}
 
 
 def price_of_staleness(

@@ -8,7 +8,7 @@ from tests.unit.allocation import worlds
 
 from dwcp.allocation.env.episode import DEFERRED, KILLED, LOST, NEVER, PLACED, Episode
 from dwcp.allocation.env.reference import ENERGY, MIG, SLA, WAN, Reference, first_state
-from dwcp.allocation.env.rollout import rollout, total, warm
+from dwcp.allocation.env.rollout import group_names, rollout, total, warm
 from dwcp.allocation.env.view import Scores
 from dwcp.allocation.env.weights import BOUNDED, COMPONENTS, WEIGHTS, sensitivities
 
@@ -102,6 +102,20 @@ def test_costs_follow_from_the_log() -> None:
     np.testing.assert_allclose(spent[:, ENERGY], energy, rtol=1e-9)
     np.testing.assert_allclose(spent[:, SLA], lost, rtol=1e-9, atol=1e-6)
     assert (spent[:, MIG] == 0).all()
+
+
+def test_refusals_add_up() -> None:
+    """Goal: nobody is starved unseen. Method: each kind of group holds every measured workload once, and each
+    refusal; an overfull window refuses some."""
+    episode = worlds.small(load=1.3, measured=150)
+    found = rollout(episode, first_state(episode), worlds.random_bids).refused.sum(axis=0)
+
+    names = group_names(3)
+    assert len(names) == len(found)
+    for kind in ("priority", "size", "tenant", "origin"):
+        own = [at for at, name in enumerate(names) if name.startswith(kind)]
+        assert found[own, 1].sum() == 3 * 150
+        assert found[own, 0].sum() == found[:3, 0].sum() > 0
 
 
 def test_stale_views_make_conflicts_and_fresh_ones_none() -> None:
