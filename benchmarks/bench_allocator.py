@@ -335,6 +335,9 @@ def main(learned: dict[str, Scores] | None = None) -> int:
     except (RuntimeFault, tuned.TunedMalformed, ValueError, OSError) as fault:
         print(f"bench_allocator: {fault}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as fault:
+        print(f"bench_allocator: {fault}: pip install 'dwcp[train]', or --no-bounds", file=sys.stderr)
+        return 2
     answer = {
         "trace": re.sub(r":.*/", ":", options.trace),
         "stale": options.stale,
