@@ -43,9 +43,10 @@ sim: environment-dev  ## the simulator, SEEDS=0:200
 accept: environment-dev  ## the full fault matrix, up to an hour
 	$(PY) -m pytest -q -m accept --timeout 1200
 
-bench: environment-dev  ## the ledger beside etcd, and the start of the platform
+bench: environment-dev  ## the ledger beside etcd, the start of the platform, placement policies
 	$(PY) benchmarks/bench_ledger.py --engine probft --nodes 4 --clients 64 --seconds 8 --pairs 5 --value-bytes 100 --json
 	$(PY) benchmarks/bench_up.py
+	$(PY) benchmarks/bench_allocator.py --trace generated:g1 --seeds 3 --save g1
 
 soak: environment-dev  ## hours
 	$(PY) -m pytest -q -m soak --timeout 36000

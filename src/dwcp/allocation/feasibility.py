@@ -7,6 +7,8 @@ hostile, picks a masked one.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from dwcp.allocation.fleet import RESOURCES, Bools, Fleet, Floats, Ints
@@ -18,9 +20,28 @@ INFEASIBLE = -1e9
 
 def feasible(fleet: Fleet, demand: Ints, *, site: str = "") -> Bools:
     """[N]: enough of every resource is free, the node takes work, and the site is the pinned one."""
-    enough = (fleet.free >= demand).all(axis=1) if len(fleet.nodes) else np.zeros(0, dtype=np.bool_)
     open_to = np.array([not _closed(node, site) for node in fleet.nodes], dtype=np.bool_)
-    return np.asarray(enough & open_to, dtype=np.bool_)
+    return np.asarray(enough(fleet.free, demand) & open_to, dtype=np.bool_)
+
+
+def enough(free: Any, demand: Any) -> Any:
+    """[..., N]: every resource of `demand` [..., R] fits into `free` [..., N, R].
+
+    NumPy or JAX arrays (`Any`: JAX is not installed where placements are served); the environments
+    and the server have this one rule.
+    """
+    return (free >= demand[..., None, :]).all(axis=-1)
+
+
+def choose_rows(scores: Any, mask: Any, xp: Any = np) -> Any:
+    """[...]: the unmasked column of the highest score, the first of equals; -1 where none is unmasked.
+
+    `scores` and `mask` are [..., N], of NumPy or, with `xp=jax.numpy`, of JAX. A score that is not finite
+    is worth less than any other, and never more than a place at the end of the feasible ones.
+    """
+    finite = xp.where(xp.isfinite(scores), scores, INFEASIBLE / 2)
+    masked = xp.where(mask, xp.maximum(finite, INFEASIBLE / 2), INFEASIBLE)
+    return xp.where(mask.any(axis=-1), xp.argmax(masked, axis=-1), -1)
 
 
 def reasons(fleet: Fleet, demand: Ints, row: int, *, site: str = "") -> tuple[Mask, ...]:
@@ -35,16 +56,9 @@ def reasons(fleet: Fleet, demand: Ints, row: int, *, site: str = "") -> tuple[Ma
 
 
 def choose(scores: Floats, mask: Bools) -> int | None:
-    """The feasible row of the highest score, the first of equals; None where no row is feasible.
-
-    A score that is not finite is worth less than any other, and never more
-    than a place at the end of the feasible ones.
-    """
-    if not mask.any():
-        return None
-    finite = np.where(np.isfinite(scores), scores, -np.inf)
-    masked = np.where(mask, np.maximum(finite, INFEASIBLE / 2), INFEASIBLE)
-    return int(np.argmax(masked))
+    """`choose_rows` for one workload; None where no row is feasible."""
+    row = int(choose_rows(scores, mask)) if len(mask) else -1
+    return None if row < 0 else row
 
 
 def _closed(node: NodeState, site: str) -> tuple[Mask, ...]:
