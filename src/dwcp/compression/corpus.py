@@ -15,7 +15,7 @@ import re
 import sqlite3
 import stat
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from dwcp.compression.corpus_heldout import BlockList
 ROOTS = (Path("/usr"),)
 MIB = 1 << 20
 PIECE_SIZES = (MIB, MIB, MIB, 256 << 10, 64 << 10)  # drawn alike: most decisions are about 1 MiB
-SEGMENTS_MAX = 2  # pieces of 1 MiB behind one another in one source: what persists can be learned
+SEGMENTS_MAX = 2  # pieces of 1 MiB behind one another in one source: shows what neighbours share
 SOURCE_BYTES_MAX = 32 * MIB  # of a large file, only the first so many bytes are used
 _SMALL_BYTES = 128 << 10  # smaller files travel in tars of their kind and folder
 _RESERVED_OF = 5
@@ -95,13 +95,18 @@ def sources(roots: Iterable[Path] = ROOTS, *, seed: int = 1) -> dict[str, list[S
 
 
 def pieces(
-    blocks: BlockList, *, scale: float = 1.0, seed: int = 1, roots: Iterable[Path] = ROOTS
+    blocks: BlockList,
+    *,
+    scale: float = 1.0,
+    seed: int = 1,
+    roots: Iterable[Path] = ROOTS,
+    quotas: Mapping[str, int] = QUOTAS,
 ) -> Iterator[Piece]:
     """Pieces by quota, kinds in turn, so that an interrupted run has some of each. None twice."""
     found = sources(roots, seed=seed)
     lanes = [
         _lane(kind, found.get(kind, []), round(quota * scale), seed=seed, blocks=blocks)
-        for kind, quota in QUOTAS.items()
+        for kind, quota in quotas.items()
     ]
     seen: set[bytes] = set()
     while lanes:
@@ -161,7 +166,7 @@ def _cut(kind: str, group: str, stream: str, raw: bytes, *, seed: int) -> Iterat
     if size < 48 << 10:
         return
     start = source.randrange(0, len(raw) - size + 1) & ~0xFFF
-    count = SEGMENTS_MAX if size == MIB and source.random() < 0.5 else 1
+    count = SEGMENTS_MAX if size == MIB else 1
     for segment in range(count):
         part = raw[start + segment * size : start + (segment + 1) * size]
         if len(part) == size and part.count(0) < size:

@@ -93,6 +93,30 @@ class Goal:
     prices: Prices = Prices()
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Under what a block is sent. `allowed`: places in `codecs.CODECS`, empty for all; `none` always is."""
+
+    link: Link
+    mode: Mode = Mode.BULK
+    goal: Goal = Goal()
+    allowed: frozenset[int] = frozenset()
+
+    @property
+    def plain(self) -> bool:
+        """Whether only time counts and every codec may be used: what the table was made for."""
+        return self.goal == Goal() and not self.allowed
+
+    def score(self, parts: Stages) -> tuple[Array, Array]:
+        """([C] seconds, [C] what is made small, infinite where a codec may not be used)."""
+        seconds = total_seconds(parts, blocks=1, mode=self.mode, link=self.link)
+        scored = scores(parts, seconds, self.goal)
+        if self.allowed:
+            blocked = [place not in self.allowed and place != 0 for place in range(len(scored))]
+            scored = np.where(blocked, np.inf, scored)
+        return seconds, scored
+
+
 def stages(packed_bytes: Array, *, compress_s: Array, decompress_s: Array, link: Link) -> Stages:
     """The stages of whole payloads: packed bytes (framing included by the caller) and one-core CPU seconds."""
     compress = compress_s / (link.sender_share * link.sender_cores)

@@ -44,15 +44,15 @@ class StreamErrors:
     """The errors of one stream. `fade` in [0, 1]: how much of what is known is forgotten at each block."""
 
     def __init__(self, spread: Spread, *, fade: float = 0.1) -> None:
-        self._spread = spread
+        self.spread = spread
         self._fade = fade
         self._own = (1.0 - spread.rho) * spread.sigma
         self.reset()
 
     def reset(self) -> None:
         """Another content begins: back to what the model knows without the stream."""
-        self._mean = np.zeros(len(self._spread.sigma))
-        self._shared = self._spread.rho * self._spread.sigma
+        self._mean = np.zeros(len(self.spread.sigma))
+        self._shared = self.spread.rho * self.spread.sigma
         self._fresh = True
 
     @property
@@ -64,27 +64,34 @@ class StreamErrors:
         """About the error on the next block, before anything of it was seen."""
         return Belief(self._mean, self._shared + self._own)
 
-    def observe(self, places: Sequence[int], errors: Vector) -> Belief:
-        """`errors`: observed minus predicted of the values at `places`. Returns the belief about the same
-        block's other values and keeps what the stream shares."""
+    def given(self, places: Sequence[int], errors: Vector) -> Belief:
+        """The belief about a block some of whose values were seen; `errors`: observed minus predicted of the
+        values at `places`. What the stream shares is left as it was."""
         at = list(places)
         prior = self._shared + self._own
-        seen = prior[np.ix_(at, at)] + _NOISE * np.eye(len(at))
-        surprise = np.asarray(errors) - self._mean[at]
-        solved = np.linalg.solve(seen, np.column_stack((surprise, prior[at], self._shared[at])))
-        count = len(prior)
+        solved = np.linalg.solve(self._seen(prior, at), np.column_stack((errors - self._mean[at], prior[at])))
         mean = self._mean + prior[:, at] @ solved[:, 0]
-        covariance = prior - prior[:, at] @ solved[:, 1 : 1 + count]
-        self._mean = self._mean + self._shared[:, at] @ solved[:, 0]
-        self._shared = self._shared - self._shared[:, at] @ solved[:, 1 + count :]
+        return Belief(mean, prior - prior[:, at] @ solved[:, 1:])
+
+    def observe(self, places: Sequence[int], errors: Vector) -> None:
+        """Keeps what a block's values, seen now, say about the stream; once for each block."""
+        at = list(places)
+        prior = self._shared + self._own
+        right = np.column_stack((errors - self._mean[at], self._shared[at]))
+        solved = np.linalg.solve(self._seen(prior, at), right)
+        gain = self._shared[:, at]
+        self._mean = self._mean + gain @ solved[:, 0]
+        self._shared = self._shared - gain @ solved[:, 1:]
         self._fresh = False
-        return Belief(mean, covariance)
+
+    def _seen(self, prior: Matrix, at: list[int]) -> Matrix:
+        return prior[np.ix_(at, at)] + _NOISE * np.eye(len(at))
 
     def advance(self) -> None:
         """To the next block: knowledge fades towards the prior."""
         keep = 1.0 - self._fade
         self._mean = keep * self._mean
-        self._shared = keep * self._shared + (1 - keep) * self._spread.rho * self._spread.sigma
+        self._shared = keep * self._shared + (1 - keep) * self.spread.rho * self.spread.sigma
 
     def surprising(self, places: Sequence[int], errors: Vector) -> bool:
         """Whether an observation lies outside what the stream made likely: the content has changed."""

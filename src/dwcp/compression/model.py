@@ -39,7 +39,7 @@ SHAPES = {
     "w1": "NFH", "b1": "NH", "w2": "NHH", "b2": "NH", "w3": "NHV", "b3": "NV",
     "x_mean": "F", "x_scale": "F", "x_low": "F", "x_high": "F",
     "y_mean": "V", "y_scale": "V", "y_low": "V", "y_high": "V",
-    "sigma": "VV", "bank": "RV", "gain": "LS",
+    "sigma": "VV", "bank": "RV", "bank_log2_size": "R", "gain": "LS",
 }  # fmt: skip
 _BYTES_MAX = 16 << 20
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from dwcp.compression import features, oracle
+from dwcp.compression import calibration, features, oracle
 from dwcp.compression.corpus import Piece
 from dwcp.compression.oracle import Measurement, Oracle
 
@@ -67,3 +68,24 @@ def _described(row: Measurement, raw: bytes) -> Measurement:
         row.digest, row.kind, row.group, row.stream, row.segment, row.size,
         row.packed, row.pack_us, row.unpack_us, values,
     )  # fmt: skip
+
+
+def table(rows: list[Measurement]) -> bytes:
+    """The rows and where they were measured, as the committed table is: sorted, so that order says nothing."""
+    here = calibration.measure(host="")
+    speeds = {
+        name: (float(round(each.pack_bps)), float(round(each.unpack_bps)))
+        for name, each in here.speeds.items()
+    }
+    ordered = tuple(sorted(rows, key=lambda row: row.digest))
+    return oracle.pack_table(
+        oracle.Table(
+            codecs=oracle.NAMES,
+            features=features.NAMES,
+            features_version=features.VERSION,
+            libraries=oracle.versions(),
+            processor=platform.processor() or platform.machine(),
+            speeds=speeds,
+            rows=ordered,
+        )
+    )
