@@ -186,7 +186,7 @@ def race(step: Step, row: Measurement, clock: Stopwatch) -> None:
     assert step.race is not None
     while True:
         with clock:
-            place = step.race.next(must=step.table)
+            place = step.race.next()
         if place is None:
             return
         with clock:

@@ -63,7 +63,7 @@ def doubts(parts: Stages, covariance: Array, *, reference: int) -> Array:
     return np.asarray(np.sqrt(np.maximum(own + own[reference] - 2 * shared, 0.0)))
 
 
-def leaves(seconds: Array, doubt: Array, *, table: int, margin: float, caution: float) -> int:
+def leaves(seconds: Array, doubt: Array | float, *, table: int, margin: float, caution: float) -> int:
     """The codec to take: the soonest, if it beats the table's choice by the margin and a share of the doubt.
 
     `doubt` is relative to the table's choice.

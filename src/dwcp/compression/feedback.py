@@ -64,15 +64,6 @@ class StreamErrors:
         """About the error on the next block, before anything of it was seen."""
         return Belief(self._mean, self._shared + self._own)
 
-    def given(self, places: Sequence[int], errors: Vector) -> Belief:
-        """The belief about a block some of whose values were seen; `errors`: observed minus predicted of the
-        values at `places`. What the stream shares is left as it was."""
-        at = list(places)
-        prior = self._shared + self._own
-        solved = np.linalg.solve(self._seen(prior, at), np.column_stack((errors - self._mean[at], prior[at])))
-        mean = self._mean + prior[:, at] @ solved[:, 0]
-        return Belief(mean, prior - prior[:, at] @ solved[:, 1:])
-
     def observe(self, places: Sequence[int], errors: Vector) -> None:
         """Keeps what a block's values, seen now, say about the stream; once for each block."""
         at = list(places)

@@ -21,14 +21,18 @@ from dwcp.compression.costs import Goal, Link, Mode, Terms
 from dwcp.compression.costs_predicted import Bank
 from dwcp.compression.feedback import Belief, Spread
 from dwcp.compression.model import PACK, UNPACK, VALUES, Model
+from dwcp.compression.race import Prospect
 
 Array = NDArray[np.float64]
 
 SEGMENT_BYTES = 1 << 20
 SELECTION_S = 250e-6  # features, networks and pricing of one block, unless it was measured
-_GAIN_TRUST = 0.7  # a cell's gain comes from a few dozen blocks
+_GAIN_TRUST = 0.4  # a cell's gain comes from a few dozen blocks, and the cost of asking varies
 _BINS_PER_DECADE = 8
 _SCALE_MAX = math.log(20)
+_DRIFT_RATE = 0.05
+_DRIFT_MAX = math.log(4)
+_SCALE_NOISE = 0.25
 _RATE_MAX = 1e12
 
 
@@ -59,8 +63,8 @@ class Decision:
     table: int
     tier: Tier
     seconds: Array
-    logs: Array = field(repr=False)
     reason: str = ""
+    prospect: Prospect | None = field(default=None, repr=False)  # for a race; None: the table answered
 
     @property
     def codec(self) -> codecs.Codec:
@@ -70,8 +74,8 @@ class Decision:
 def host_scale(here: dict[str, tuple[float, float]], reference: dict[str, tuple[float, float]]) -> Array:
     """[VALUES] how much slower (log) this host is than the model's, from two calibrations in bytes/s.
 
-    What all codecs have in common counts in full, a codec's own deviation by half: single timings of
-    0.1 s are no better than that.
+    What all codecs have in common counts, a codec's own deviation by half, and the first 25 % not at all:
+    timings of a second on a busy host repeat no better, and a wrong scale costs more than none.
     """
     scale = np.zeros(VALUES)
     for part, which in ((PACK, 0), (UNPACK, 1)):
@@ -82,7 +86,9 @@ def host_scale(here: dict[str, tuple[float, float]], reference: dict[str, tuple[
             for codec in codecs.CODECS[1:]
         ]
         middle = float(np.median(ratios))
-        scale[part] = np.clip(middle + 0.5 * (np.array(ratios) - middle), -_SCALE_MAX, _SCALE_MAX)
+        each = middle + 0.5 * (np.array(ratios) - middle)
+        beyond = np.sign(each) * np.maximum(np.abs(each) - _SCALE_NOISE, 0.0)
+        scale[part] = np.clip(beyond, -_SCALE_MAX, _SCALE_MAX)
     return scale
 
 
@@ -109,8 +115,10 @@ class Selector:
     ) -> None:
         self.model = model
         self.selection_s = selection_s
+        self.busy = 0.0  # log of how much slower packing is now than calibrated
         reference = model.manifest.speeds
         self.scale = host_scale(speeds, reference) if speeds is not None else np.zeros(VALUES)
+        self._calibrated = self.scale
         self.bank = Bank(model.tensors["bank"], model.tensors["bank_log2_size"])
         self.typical = self.bank.logs.mean(axis=0)
         deviations = self.bank.logs - self.typical
@@ -136,6 +144,13 @@ class Selector:
                 10 ** (rate / _BINS_PER_DECADE), 1 << size_class, link, mode
             )
         return found
+
+    def drift(self, pack_error: float) -> None:
+        """Packing took `pack_error` (log) longer than predicted: this host is busier, or slower, than its
+        calibration says. All predictions follow slowly."""
+        self.busy = float(np.clip(self.busy + _DRIFT_RATE * min(max(pack_error, -0.3), 0.3), -_DRIFT_MAX, _DRIFT_MAX))
+        self.scale = self._calibrated.copy()
+        self.scale[PACK] += self.busy
 
     def decide(
         self,
@@ -174,19 +189,20 @@ class Selector:
         """The choice under `logs` corrected by `belief`: the table's, unless another beats it clearly."""
         parts = costs_predicted.stages_of(logs + belief.mean, size, link=terms.link, scale=self.scale)
         seconds, scored = terms.score(parts)
+        prospect = Prospect(size, terms, parts, scored, belief.covariance, table)
         if terms.goal != Goal() or not np.isfinite(scored[table]):
-            return Decision(int(np.argmin(scored)), table, tier, seconds, logs, reason)
-        doubt = costs_predicted.doubts(parts, belief.covariance, reference=table)
+            return Decision(int(np.argmin(scored)), table, tier, seconds, reason, prospect)
         facts = self.model.manifest
+        doubt = costs_predicted.doubts(parts, belief.covariance, reference=table) if facts.caution else 0.0
         place = costs_predicted.leaves(scored, doubt, table=table, margin=facts.margin, caution=facts.caution)
-        return Decision(place, table, tier, seconds, logs, reason)
+        return Decision(place, table, tier, seconds, reason, prospect)
 
     def _by_table(self, cell: Cell, size: int, terms: Terms) -> Decision:
         seconds = costs_predicted.seconds_of(
             self.typical, size, link=terms.link, mode=terms.mode, scale=self.scale
         )
         reason = "gate: asking would cost more than it saves"
-        return Decision(cell.place, cell.place, Tier.TABLE, seconds, self.typical, reason)
+        return Decision(cell.place, cell.place, Tier.TABLE, seconds, reason)
 
     def _make_cell(self, rate_bps: float, size: int, link: Link, mode: Mode) -> Cell:
         binned = Link(

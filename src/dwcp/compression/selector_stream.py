@@ -3,7 +3,7 @@
 The caller drives it, so that time and codecs stay outside:
 
     step = stream.begin(raw, left_bytes=…)          what to send this segment with, and whether to race
-    while step.race and (place := step.race.next(must=step.table)) is not None:
+    while step.race and (place := step.race.next()) is not None:
         …pack with it…; step.race.observe(Entry(place, packed, pack_s))
     place = stream.settle(step)                     the codec of this segment
     stream.done(step, Entry(place, packed, pack_s)) what was sent: feedback
@@ -17,19 +17,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from dwcp.compression import features
 from dwcp.compression.costs import Link, Terms
 from dwcp.compression.feedback import StreamErrors
-from dwcp.compression.model import PACK, RATIO, RATIO_MIN
-from dwcp.compression.race import Entry, Race
+from dwcp.compression.model import RATIO, RATIO_MIN
+from dwcp.compression.race import Entry, Race, errors_of
 from dwcp.compression.selector import SEGMENT_BYTES, Cell, Decision, Selector, Tier
 
 _HORIZON_SEGMENTS = 8.0  # content rarely stays the same for longer
 _KEEPS = 0.7  # share of a decision's worth that the following segments still have
-_RACE_WORTH = 0.01  # a race saves about so much of a segment's time
-_REVISION_WORTH = 0.02
+_COLD = 2.0  # a decision between blocks finds cold caches, the measured ones were warm
+_RACE_WORTH = 0.003  # of a segment's time: what a race saves beside the model's gain
+_REVISION_WORTH = 0.005
 _REVISION_COST = 0.5  # of a decision by the model
 _CHANGED = 0.3  # a log ratio this far off what was expected is other content
 
@@ -55,8 +54,9 @@ class StreamSelector:
         self._logs = selector.typical
         self._errors = StreamErrors(selector.typical_spread)
         self._place: int | None = None  # what goes on unless something happens
-        self._expected = math.inf  # log ratio that it should have; infinite: nothing is known yet
+        self._expected: float | None = None  # log ratio that it should have; None: what is predicted
         self._revise = False
+        self._watches = True  # whether what is learned can still pay
         self._index = 0
 
     def retune(self, link: Link) -> None:
@@ -70,12 +70,13 @@ class StreamSelector:
         size = len(raw)
         cell = self._selector.cell(size=size, link=self._terms.link, mode=self._terms.mode)
         blocks = 1.0 + _KEEPS * min(_HORIZON_SEGMENTS, max(0, left_bytes - size) / SEGMENT_BYTES)
-        cost_s = self._selector.selection_s
-        races = _RACE_WORTH * cell.seconds > cost_s and cell.idle_s > cost_s
+        cost_s = _COLD * self._selector.selection_s
+        races = (max(0.0, cell.gain) + _RACE_WORTH) * cell.seconds > cost_s and cell.idle_s > cost_s
         fresh = self._index == 0
         if races or (fresh and (not self._terms.plain or cell.gain * cell.seconds * blocks > cost_s)):
             return self._by_model(raw, cell, races=races)
-        if self._revise and _REVISION_WORTH * cell.seconds * blocks > _REVISION_COST * cost_s:
+        self._watches = _REVISION_WORTH * cell.seconds * blocks > _REVISION_COST * cost_s
+        if self._revise and self._watches:
             return self._revised(size, cell)
         place = cell.place if self._place is None else self._place
         if self._terms.allowed and place not in self._terms.allowed:
@@ -93,7 +94,7 @@ class StreamSelector:
         """What was sent with which codec; call once for each segment."""
         if step.race is not None:
             self._learn_race(step.race, sent)
-        elif sent.place:
+        elif sent.place and self._watches:
             self._learn_one(step.size, sent)
         self._place = sent.place
         self._index += 1
@@ -109,11 +110,9 @@ class StreamSelector:
             self._logs, self._errors = selector.typical, StreamErrors(selector.typical_spread)
         decided = self._weigh(size, cell, Tier.MODEL)
         step = Step(size, decided.place, cell.place, Tier.MODEL)
-        if races:
+        if races and decided.prospect is not None:
             step.late = self._index == 0
-            step.race = Race(
-                self._logs, size=size, terms=self._terms, errors=self._errors, scale=selector.scale
-            )
+            step.race = Race(decided.prospect)
         return step
 
     def _revised(self, size: int, cell: Cell) -> Step:
@@ -132,23 +131,35 @@ class StreamSelector:
         )
 
     def _learn_race(self, race: Race, sent: Entry) -> None:
-        if sent.place and all(entry.place != sent.place for entry in race.entries):
-            race.observe(sent)
-        if race.outliers():
-            self._errors.reset()
-        race.learn()
-        self._errors.advance()
+        """All trials of the block, and what was sent if it was not one of them."""
+        entries = race.entries
+        if sent.place and all(entry.place != sent.place for entry in entries):
+            entries = [*entries, sent]
+        self._learn(race.prospect.size, entries)
 
     def _learn_one(self, size: int, sent: Entry) -> None:
-        """A block that does not surprise costs a comparison, no more."""
+        """A block like those before it, or like typical data, costs a comparison and teaches nothing."""
         ratio = math.log(max(RATIO_MIN, size / max(1, sent.packed)))
-        if abs(ratio - self._expected) < _CHANGED:
+        if abs(ratio - self._expected_of(sent.place)) < _CHANGED:
             return
-        if self._expected != math.inf:
+        if self._expected is not None:
             self._errors.reset()
-        at = sent.place - 1
-        places = [RATIO.start + at, PACK.start + at]
-        pack = math.log(max(sent.pack_s, 1e-7) / size) - self._selector.scale[places[1]]
-        self._errors.observe(places, np.array([ratio, pack]) - self._logs[places])
+        self._learn(size, [sent])
         self._expected = ratio
         self._revise = True
+
+    def _expected_of(self, place: int) -> float:
+        """The log ratio that the codec should have."""
+        if self._expected is not None:
+            return self._expected
+        return float(self._logs[RATIO.start + place - 1])
+
+    def _learn(self, size: int, entries: list[Entry]) -> None:
+        places, errors = errors_of(entries, self._logs, size=size, scale=self._selector.scale)
+        if not places:
+            return
+        if self._errors.surprising(places, errors):
+            self._errors.reset()
+        self._errors.observe(places, errors)
+        self._errors.advance()
+        self._selector.drift(float(errors[1::2].mean()))

@@ -12,7 +12,9 @@ SIGMA = np.array([[0.04, 0.03, 0.0], [0.03, 0.04, 0.0], [0.0, 0.0, 0.09]])
 
 def test_one_value_moves_what_it_is_correlated_with() -> None:
     """Conditional mean and variance of a bivariate normal, by hand."""
-    belief = StreamErrors(Spread(SIGMA, 0.5)).given([0], np.array([0.2]))
+    errors = StreamErrors(Spread(SIGMA, 1.0), fade=0.0)
+    errors.observe([0], np.array([0.2]))
+    belief = errors.belief()
 
     assert belief.mean[1] == pytest.approx(0.03 / 0.04 * 0.2, rel=0.01)
     assert belief.covariance[1, 1] == pytest.approx(0.04 - 0.03**2 / 0.04, rel=0.02)
