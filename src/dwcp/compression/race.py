@@ -23,7 +23,7 @@ IDLE_SHARE = 0.8  # of the sending may be spent packing, the winner included
 ENTRANTS_MAX = 5
 PROBE = 1 + NAMES.index("zstd-1")  # tells in 2 ms a MiB how a block compresses
 _SLOW = 0.1  # of the sending: a codec that takes longer is probed for first
-_PROMISE_MIN = 0.002  # expected share of the time that a trial has to save to be worth it
+_PROMISE_MIN = 0.004  # expected share of the time that a trial has to save to be worth it
 _SECONDS_MIN = 1e-7
 
 
@@ -65,7 +65,8 @@ class Race:
         while self._line:
             place = self._line.pop(0)
             room_s = self._send_s * min(1.0, self._surprise) - self._spent_s
-            if self.prospect.parts.compress[place] <= room_s:
+            tried = any(entry.place == place for entry in self.entries)
+            if not tried and self.prospect.parts.compress[place] <= room_s:
                 return place
         return None
 

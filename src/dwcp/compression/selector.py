@@ -148,7 +148,9 @@ class Selector:
     def drift(self, pack_error: float) -> None:
         """Packing took `pack_error` (log) longer than predicted: this host is busier, or slower, than its
         calibration says. All predictions follow slowly."""
-        self.busy = float(np.clip(self.busy + _DRIFT_RATE * min(max(pack_error, -0.3), 0.3), -_DRIFT_MAX, _DRIFT_MAX))
+        self.busy = float(
+            np.clip(self.busy + _DRIFT_RATE * min(max(pack_error, -0.3), 0.3), -_DRIFT_MAX, _DRIFT_MAX)
+        )
         self.scale = self._calibrated.copy()
         self.scale[PACK] += self.busy
 
