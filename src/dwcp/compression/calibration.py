@@ -23,7 +23,8 @@ from dwcp.compression.codecs import CODECS, Codec
 
 BUDGET_S = 2.0
 _BLOCK_BYTES = 64 << 10
-_REPEATS = 3
+_REPEATS = 8
+_REPEATS_MIN = 3  # fewer are no calibration to rely on
 _LIBRARIES = ("zstandard", "lz4", "brotli")
 _SCHEMA = 2
 _HANDOVERS = 60
@@ -87,14 +88,14 @@ def measure(
     started = wall()
     best: dict[str, Speed] = {}
     rounds = 0
-    while rounds < _REPEATS and (not rounds or wall() - started < budget_s / 2):
+    while rounds < _REPEATS and (not rounds or wall() - started < budget_s * 0.7):
         for codec in CODECS:
             if rounds and wall() - started >= budget_s * 0.8:
                 break
             best[codec.name] = _faster(best.get(codec.name), _measure(codec, blocks, cpu))
         rounds += 1
     overhead_s = round(_handover_s(), 6)
-    return Calibration(host, round(wall() - started, 3), best, overhead_s, complete=rounds == _REPEATS)
+    return Calibration(host, round(wall() - started, 3), best, overhead_s, complete=rounds >= _REPEATS_MIN)
 
 
 def _handover_s() -> float:

@@ -32,7 +32,7 @@ _BINS_PER_DECADE = 8
 _SCALE_MAX = math.log(20)
 _DRIFT_RATE = 0.05
 _DRIFT_MAX = math.log(4)
-_SCALE_NOISE = 0.25
+_SCALE_NOISE = 0.3
 _RATE_MAX = 1e12
 
 
@@ -74,7 +74,7 @@ class Decision:
 def host_scale(here: dict[str, tuple[float, float]], reference: dict[str, tuple[float, float]]) -> Array:
     """[VALUES] how much slower (log) this host is than the model's, from two calibrations in bytes/s.
 
-    What all codecs have in common counts, a codec's own deviation by half, and the first 25 % not at all:
+    What all codecs have in common counts, a codec's own deviation by half, and the first third not at all:
     timings of a second on a busy host repeat no better, and a wrong scale costs more than none.
     """
     scale = np.zeros(VALUES)
