@@ -89,10 +89,15 @@ def read_tree(directory: Path, limits: Limits = Limits()) -> Tree:
 def index(tree: Tree, *, keep: Keep | None = None, advance: Advance | None = None) -> Manifest:
     """Reads every file once, cuts and names its chunks. Raises `PayloadChanged`."""
     entries = [_index_node(tree, node, keep, advance) for node in tree.nodes]
+    require_unchanged(tree)
+    return manifests.make(entries, tree.limits)
+
+
+def require_unchanged(tree: Tree) -> None:
+    """Walks again. Raises `PayloadChanged`, naming the first entry that came, went or changed."""
     again = read_tree(tree.directory, tree.limits)
     if again.nodes != tree.nodes:
         raise _changed(_first_difference(tree.nodes, again.nodes))
-    return manifests.make(entries, tree.limits)
 
 
 def read_file(tree: Tree, node: Node) -> Iterator[bytes]:
