@@ -1,18 +1,21 @@
-"""Packs: how the chunks of a plan are grouped into the blocks of one stream, alike at both ends.
+"""Packs: how chunks are grouped into the blocks of one stream. Small files travel together, and a codec
+sees enough at once.
 
-Both ends know addresses and sizes in plan order, so a pack carries no framing of its own: its raw
-bytes are its chunks, one after another. Small files travel together, and a codec sees enough at once.
+Where a plan was agreed, both ends know addresses and sizes in its order, so a pack carries no framing of
+its own: its raw bytes are its chunks, one after another. Where chunks are pushed, the receiver learns
+their sizes from the pack itself (a parcel) and computes their addresses, so there is nothing to lie about.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Sequence
 
 from blake3 import blake3
 
 from dwcp.compression.chunking import CHUNK_BYTES_MAX, address
 from dwcp.compression.container import STREAM_ID_SIZE
-from dwcp.compression.errors import SourceLied
+from dwcp.compression.errors import RequestInvalid, SourceLied
 from dwcp.compression.manifest import Chunk
 
 PACK_BYTES = 1 << 20
@@ -45,6 +48,33 @@ def stream_id(plan: Iterable[Chunk]) -> bytes:
         hasher.update(chunk.address)
         hasher.update(chunk.size.to_bytes(4, "big"))
     return hasher.digest(length=STREAM_ID_SIZE)
+
+
+_COUNT = struct.Struct(">I")
+PARCEL_CHUNKS_MAX = 16_384
+PARCEL_BYTES_MAX = PACK_BYTES_MAX + _COUNT.size * (PARCEL_CHUNKS_MAX + 1)
+
+
+def parcel(chunks: Sequence[bytes]) -> bytes:
+    """The raw bytes of a pushed pack: how many chunks (u32), their sizes (u32 each), the chunks."""
+    sizes = struct.pack(f">{len(chunks) + 1}I", len(chunks), *map(len, chunks))
+    return b"".join((sizes, *chunks))
+
+
+def unparcel(raw: bytes) -> list[bytes]:
+    """The chunks of a parcel from anybody. Raises `RequestInvalid`."""
+    (count,) = _COUNT.unpack_from(raw) if len(raw) >= _COUNT.size else (0,)
+    at = _COUNT.size * (count + 1)
+    if not 0 < count <= PARCEL_CHUNKS_MAX or at > len(raw):
+        raise RequestInvalid(f"{len(raw)} bytes are no parcel of {count} chunks")
+    sizes = struct.unpack_from(f">{count}I", raw, _COUNT.size)
+    if not all(0 < size <= CHUNK_BYTES_MAX for size in sizes) or at + sum(sizes) != len(raw):
+        raise RequestInvalid("the sizes in a parcel do not add up to its bytes")
+    chunks = []
+    for size in sizes:
+        chunks.append(raw[at : at + size])
+        at += size
+    return chunks
 
 
 def raw_size(pack: Pack) -> int:

@@ -162,6 +162,10 @@ class ChunkStore:
         """Keeps a chunk. Raises `StoreFull`, or `ChunkDamaged` where the bytes are not that chunk."""
         if address(data) != name:
             raise ChunkDamaged(f"these bytes are not chunk {name.hex()[:12]}")
+        self.keep(name, data)
+
+    def keep(self, name: bytes, data: bytes | memoryview) -> None:
+        """`put` for a caller who has just computed `name` from these bytes. Raises `StoreFull`."""
         if self.has(name):
             return
         self._make_room(len(data))
@@ -352,7 +356,7 @@ class ChunkStore:
             status = os.statvfs(self.directory)
         return status.f_bavail * status.f_frsize
 
-    def _write(self, path: Path, data: bytes, *, sync: bool) -> None:
+    def _write(self, path: Path, data: bytes | memoryview, *, sync: bool) -> None:
         temporary = self.directory / "tmp" / secrets.token_hex(8)
         try:
             with temporary.open("xb") as file:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -16,13 +17,20 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from dwcp.compression import manifest as manifests
-from dwcp.compression.errors import ChunkDamaged, ChunkMissing, ManifestMissing, RequestInvalid, TransferError
+from dwcp.compression.errors import (
+    ChunkDamaged,
+    ChunkMissing,
+    ManifestMissing,
+    RequestInvalid,
+    TransferError,
+)
 from dwcp.compression.intake import bitmap
 from dwcp.compression.manifest import Chunk, Kind, Manifest
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.http import Refusal, json_response
 from dwcp.runtime.packflow import Chooser, Moved, Outflow, Pacer, stream
 from dwcp.runtime.payloads import PAYLOADS_PATH, receive
+from dwcp.runtime.pushing import CHUNKS_PATH, Pushes
 from dwcp.runtime.shipping import (
     HAVE_PATH,
     MANIFESTS_PATH,
@@ -33,13 +41,14 @@ from dwcp.runtime.shipping import (
 from dwcp.runtime.telemetry import Telemetry
 
 SHARING_PATHS = (PACKS_PATH, HAVE_PATH)  # asked by other agents; payloads come from submitters alone
-STREAM_PATHS = (PAYLOADS_PATH, *SHARING_PATHS)
+STREAM_PATHS = (PAYLOADS_PATH, CHUNKS_PATH, *SHARING_PATHS)
 OUTPUTS_PATH = "/v1/outputs"
 REQUEST_BYTES_MAX = 4 << 20
 _STREAMS_MAX = 16  # each holds up to two packs in memory
 _DRAIN_BYTES_MAX = 16 << 20
 _DRAIN_S_MAX = 5.0
 
+_PUSH = re.compile(r"[0-9a-f]{32}")
 _WORKLOAD = re.compile(r"w-[a-z0-9]{1,32}")
 
 StoreOf = Callable[[Request], ChunkStore]
@@ -57,6 +66,7 @@ def routes(
     router = APIRouter()
     for method, path, route in (
         ("POST", PAYLOADS_PATH, routes_.take_payload),
+        ("POST", CHUNKS_PATH, routes_.take_chunks),
         ("POST", HAVE_PATH, routes_.say_what_is_here),
         ("POST", PACKS_PATH, routes_.send_packs),
         ("GET", MANIFESTS_PATH + "/{root}", routes_.send_manifest),
@@ -82,8 +92,9 @@ class _Routes:
         self._uplink = uplink
         self._telemetry = telemetry
         self._streams = 0
+        self._pushes = Pushes(clock=time.monotonic)
 
-    async def take_payload(self, request: Request, workload: str = "") -> Response:
+    async def take_payload(self, request: Request, workload: str = "", push: str = "") -> Response:
         if not _WORKLOAD.fullmatch(workload):  # a claim of any other name would never be given back
             raise Refusal(400, "request_invalid", "say which workload the payload is for: ?workload=w-…")
         try:
@@ -94,7 +105,27 @@ class _Routes:
         except ClientDisconnect as exc:
             raise Refusal(400, "cut", "the submitter went away; what came is kept for its next try") from exc
         self._count("in", uploaded.received_bytes)
+        self._pushes.end(push)
         return json_response(uploaded)
+
+    async def take_chunks(self, request: Request, push: str) -> Response:
+        """Packs of a push: kept loose until a payload names their chunks."""
+        if not _PUSH.fullmatch(push):
+            raise Refusal(400, "request_invalid", "a push has a name of 32 hexadecimal digits")
+        if self._streams >= _STREAMS_MAX:
+            raise Refusal(503, "busy", f"{_STREAMS_MAX} transfers run here already; try again")
+        self._streams += 1
+        try:
+            raw = await self._pushes.take(push, request.stream(), self._store(request))
+        except TransferError as exc:
+            await _drain(request)
+            raise self._refused(exc) from exc
+        except ClientDisconnect as exc:
+            raise Refusal(400, "cut", "the sender went away; what came is kept for its next try") from exc
+        finally:
+            self._streams -= 1
+        self._count("in", raw)
+        return json_response({"bytes": raw})
 
     async def say_what_is_here(self, request: Request) -> Response:
         store = self._store(request)

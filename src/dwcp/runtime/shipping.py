@@ -13,6 +13,7 @@ import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -110,7 +111,12 @@ def decode_pack_request(data: bytes) -> PackRequest:
 
 
 async def have(
-    client: httpx.AsyncClient, url: str, plan: Sequence[Chunk], *, stall_s: float = 10.0
+    client: httpx.AsyncClient,
+    url: str,
+    plan: Sequence[Chunk],
+    *,
+    stall_s: float = 10.0,
+    extensions: dict[str, Any] | None = None,  # Any: httpx's own
 ) -> list[bool]:
     """Which chunks the agent at `url` has. Raises `SourceFailed` or `SourceLied`."""
     found: list[bool] = []
@@ -118,7 +124,13 @@ async def have(
         part = plan[start : start + packs.PLAN_CHUNKS_MAX]
         body = b"".join(chunk.address for chunk in part)
         answer = await _exchange(
-            client, "POST", url + HAVE_PATH, body=body, size_max=len(part), stall_s=stall_s
+            client,
+            "POST",
+            url + HAVE_PATH,
+            body=body,
+            size_max=len(part),
+            stall_s=stall_s,
+            extensions=extensions,
         )
         try:
             found += intake.flags(answer, len(part))
@@ -349,11 +361,14 @@ async def _exchange(
     stall_s: float,
     body: bytes = b"",
     pass_size: Callable[[int], Awaitable[None]] | None = None,
+    extensions: dict[str, Any] | None = None,  # Any: httpx's own
 ) -> bytes:
     """A whole answer of at most `size_max` bytes. Raises `SourceFailed` or `SourceLied`."""
     data = bytearray()
     try:
-        async with client.stream(method, url, content=body, timeout=httpx.Timeout(stall_s)) as response:
+        async with client.stream(
+            method, url, content=body, timeout=httpx.Timeout(stall_s), extensions=extensions
+        ) as response:
             await _require_success(response)
             async for piece in response.aiter_raw(SLICE_BYTES):
                 data += piece

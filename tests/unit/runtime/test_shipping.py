@@ -354,7 +354,7 @@ def test_an_upload_arrives_and_a_second_one_costs_nothing(tmp_path: Path, agents
     assert first.files == 32  # type: ignore[attr-defined]
     assert first.received_bytes == first.bytes  # type: ignore[attr-defined]
     assert second.received_bytes == 0  # type: ignore[attr-defined]
-    assert {each.stage for each in told} == {"reading", "sending"}
+    assert {each.stage for each in told} == {"sending", "checking"}
     assert told[-1].done_bytes == told[-1].total_bytes
 
 
