@@ -29,7 +29,7 @@ from dwcp.compression.manifest import Chunk, Kind, Manifest
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.http import Refusal, json_response
 from dwcp.runtime.packflow import Chooser, Moved, Outflow, Pacer, stream
-from dwcp.runtime.payloads import PAYLOADS_PATH, receive
+from dwcp.runtime.payloads import PAYLOADS_PATH, SENT, SENT_PATH, Sent, SentList, receive
 from dwcp.runtime.pushing import CHUNKS_PATH, Pushes
 from dwcp.runtime.shipping import (
     HAVE_PATH,
@@ -48,6 +48,7 @@ _STREAMS_MAX = 16  # each holds up to two packs in memory
 _DRAIN_BYTES_MAX = 16 << 20
 _DRAIN_S_MAX = 5.0
 
+_SENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _PUSH = re.compile(r"[0-9a-f]{32}")
 _WORKLOAD = re.compile(r"w-[a-z0-9]{1,32}")
 
@@ -70,6 +71,8 @@ def routes(
         ("POST", HAVE_PATH, routes_.say_what_is_here),
         ("POST", PACKS_PATH, routes_.send_packs),
         ("GET", MANIFESTS_PATH + "/{root}", routes_.send_manifest),
+        ("GET", SENT_PATH, routes_.list_sent),
+        ("DELETE", SENT_PATH + "/{name}", routes_.remove_sent),
         ("GET", OUTPUTS_PATH + "/{root}", routes_.list_output),
         ("GET", OUTPUTS_PATH + "/{root}/files/{path:path}", routes_.send_file),
     ):
@@ -94,11 +97,18 @@ class _Routes:
         self._streams = 0
         self._pushes = Pushes(clock=time.monotonic)
 
-    async def take_payload(self, request: Request, workload: str = "", push: str = "") -> Response:
-        if not _WORKLOAD.fullmatch(workload):  # a claim of any other name would never be given back
+    async def take_payload(
+        self, request: Request, workload: str = "", push: str = "", name: str = ""
+    ) -> Response:
+        """For a workload, whose end gives it back; or under a name, until it is removed or sent again."""
+        owner = SENT + name if _SENT_NAME.fullmatch(name) and not workload else workload
+        if not name and not _WORKLOAD.fullmatch(workload):  # any other claim would never be given back
             raise Refusal(400, "request_invalid", "say which workload the payload is for: ?workload=w-…")
+        if not owner:
+            raise Refusal(400, "request_invalid", f"{name[:80]!r} is no name: letters, digits, '.', '_', '-'")
+        store = self._store(request)
         try:
-            uploaded = await receive(request.stream(), self._store(request), owner=workload)
+            uploaded = await receive(request.stream(), store, owner=owner)
         except TransferError as exc:
             await _drain(request)  # or the submitter would see a broken connection instead of the sentence
             raise self._refused(exc) from exc
@@ -106,7 +116,20 @@ class _Routes:
             raise Refusal(400, "cut", "the submitter went away; what came is kept for its next try") from exc
         self._count("in", uploaded.received_bytes)
         self._pushes.end(push)
+        if owner.startswith(SENT):
+            await asyncio.to_thread(_release_others, store, owner, bytes.fromhex(uploaded.root))
         return json_response(uploaded)
+
+    async def list_sent(self, request: Request) -> Response:
+        """What is held under names."""
+        return json_response(await asyncio.to_thread(_sent_in, self._store(request)))
+
+    async def remove_sent(self, request: Request, name: str) -> Response:
+        """Gives a named payload back; one that is not there is gone already."""
+        if not _SENT_NAME.fullmatch(name):
+            raise Refusal(400, "request_invalid", f"{name[:80]!r} is no name: letters, digits, '.', '_', '-'")
+        await asyncio.to_thread(self._store(request).release_owner, SENT + name)
+        return json_response(SentList(()))
 
     async def take_chunks(self, request: Request, push: str) -> Response:
         """Packs of a push: kept loose until a payload names their chunks."""
@@ -253,6 +276,25 @@ class _Routes:
         if self._telemetry is not None:
             self._telemetry.count("dwcp_ship_refused_total", reason=code)
         return Refusal(exc.status, code, str(exc))
+
+
+def _release_others(store: ChunkStore, owner: str, root: bytes) -> None:
+    """One payload a name: the new one is durable, the old ones go."""
+    for other, owners in store.roots().items():
+        if owner in owners and other != root:
+            store.release(other, owner=owner)
+
+
+def _sent_in(store: ChunkStore) -> SentList:
+    found = []
+    for root, owners in store.roots().items():
+        manifest = store.manifest(root)
+        found += [
+            Sent(owner.removeprefix(SENT), root.hex(), manifest.total_bytes, manifest.file_count)
+            for owner in owners
+            if owner.startswith(SENT)
+        ]
+    return SentList(tuple(sorted(found, key=lambda each: each.name)))
 
 
 def code_of(exc: TransferError) -> str:

@@ -11,7 +11,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 import httpx
 import msgspec
@@ -37,6 +37,8 @@ from dwcp.runtime.trees import Tree, read_tree
 __all__ = ["Uploaded", "read_tree", "receive", "upload"]
 
 PAYLOADS_PATH = "/v1/payloads"
+SENT_PATH = "/v1/sent"
+SENT = "sent-"  # owners of payloads that somebody sent under a name
 _PAUSES_S = (0.2, 1.0, 2.0, 4.0, 8.0)  # between tries: an agent that was killed is back within seconds
 _ANSWER_S_MAX = 120.0  # the agent syncs every chunk before it answers
 
@@ -48,6 +50,21 @@ class Uploaded(Shape, frozen=True):
     bytes: int
     files: int
     received_bytes: int
+
+
+class Sent(Shape, frozen=True):
+    """A payload that an agent holds under a name."""
+
+    name: str
+    root: str
+    bytes: int
+    files: int
+
+
+class SentList(Shape, frozen=True):
+    """`GET /v1/sent`."""
+
+    sent: tuple[Sent, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,23 +86,25 @@ async def upload(
     url: str,
     tree: Tree,
     *,
-    workload: str,
+    workload: str = "",
+    name: str = "",
     tell: Tell | None = None,
     chooser: Chooser = FixedChooser("zstd-3"),
     pacer: Pacer | None = None,
 ) -> Uploaded:
-    """Gives the tree to the agent at `url` on behalf of a workload, or under the name of a payload.
+    """Gives the tree to the agent at `url` on behalf of a workload, or under a name.
 
     Raises `PayloadChanged`, or `TransferError` with the agent's sentence.
     """
-    name = secrets.token_hex(16)
+    own = secrets.token_hex(16)
+    query = urlencode({"workload": workload, "name": name, "push": own})
     for pause_s in (*_PAUSES_S, None):
         progress = _Handing(tree.total_bytes, tell)
-        road = Road(client, url, chooser, pacer or Pacer(), progress.settled, name)
+        road = Road(client, url, chooser, pacer or Pacer(), progress.settled, own)
         try:
             manifest, sent = await push(tree, road)
             progress.checking()
-            answer = await _commit(client, url, manifest, f"workload={quote(workload, safe='')}&push={name}")
+            answer = await _commit(client, url, manifest, query)
             return msgspec.structs.replace(answer, received_bytes=sent)
         except SourceFailed:
             if pause_s is None:
@@ -149,6 +168,20 @@ async def _commit(client: httpx.AsyncClient, url: str, manifest: Manifest, query
     except (httpx.HTTPError, OSError) as exc:
         raise SourceFailed(f"the agent at {url} cannot be reached: {str(exc) or type(exc).__name__}") from exc
     return _answer(url, response, manifest)
+
+
+async def sent_list(client: httpx.AsyncClient, url: str) -> tuple[Sent, ...]:
+    """What the agent holds under names. Raises `SourceFailed`."""
+    try:
+        response = await client.get(url + SENT_PATH)
+    except (httpx.HTTPError, OSError) as exc:
+        raise SourceFailed(f"the agent at {url} cannot be reached: {str(exc) or type(exc).__name__}") from exc
+    if response.status_code != httpx.codes.OK:
+        raise SourceFailed(f"the agent at {url}: {sentence(response.status_code, response.content)}")
+    try:
+        return msgspec.json.decode(response.content, type=SentList).sent
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise SourceFailed(f"the agent at {url} answers something else: {exc}") from exc
 
 
 def _nothing(chunk: Chunk) -> bytes:

@@ -32,6 +32,7 @@ from dwcp.compression.errors import (
     SourceLied,
 )
 from dwcp.compression.manifest import Chunk, Limits, Manifest
+from dwcp.compression.pacing import Outlook
 from dwcp.consensus.core.errors import MalformedFrame
 from dwcp.consensus.crypto import codec
 from dwcp.consensus.crypto.codec import Record
@@ -69,10 +70,12 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Raw bytes of the payload that are here, of all; wire bytes that came; seconds left, once known."""
+    """Raw bytes of the payload that are here, of all, and of these moved by this pull; wire bytes that came;
+    seconds left, once known."""
 
     done_bytes: int
     total_bytes: int
+    moved_bytes: int
     wire_bytes: int
     eta_s: float | None
     source: str
@@ -231,7 +234,7 @@ class _Pull:
         self._turn = 0
         self._last = "there is no source"
         self._done = self._at_start = self._total = self._wire = 0
-        self._started_s = 0.0
+        self._outlook = Outlook(now_s=asyncio.get_running_loop().time())
 
     async def manifest(self, root: bytes, limits: Limits) -> Manifest:
         """From the first source that has it, verified against the root."""
@@ -252,7 +255,7 @@ class _Pull:
         """Until none is missing."""
         plan = intake.plan(manifest)
         self._total = sum(chunk.size for chunk in plan)
-        self._started_s = asyncio.get_running_loop().time()
+        self._outlook = Outlook(now_s=asyncio.get_running_loop().time())
         missing = await asyncio.to_thread(self._store.missing, plan)
         self._done = self._at_start = self._total - sum(chunk.size for chunk in missing)
         while missing:
@@ -345,11 +348,10 @@ class _Pull:
     def _say(self, source: Source, codec_name: str) -> None:
         if self._tell is None:
             return
-        elapsed = asyncio.get_running_loop().time() - self._started_s
-        gained = self._done - self._at_start
-        left = self._total - self._done
-        eta = left * elapsed / gained if gained else (0.0 if not left else None)
-        self._tell(Progress(self._done, self._total, self._wire, eta, source.name, codec_name))
+        moved = self._done - self._at_start
+        now_s = asyncio.get_running_loop().time()
+        eta = self._outlook.left_s(moved, self._total - self._at_start, now_s=now_s)
+        self._tell(Progress(self._done, self._total, moved, self._wire, eta, source.name, codec_name))
 
 
 async def _exchange(

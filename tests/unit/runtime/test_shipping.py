@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import struct
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dwcp.compression import codecs, intake
+from dwcp.compression import codecs, intake, packs
 from dwcp.compression import manifest as m
 from dwcp.compression.calibration import Calibration, Speed
 from dwcp.compression.chunking import address
@@ -25,7 +26,8 @@ from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.http import Health, application
 from dwcp.runtime.packflow import FixedChooser, Pacer
 from dwcp.runtime.payload_routes import routes
-from dwcp.runtime.payloads import Handed, upload
+from dwcp.runtime.payloads import Handed, Sent, sent_list, upload
+from dwcp.runtime.pushing import Pushes
 from dwcp.runtime.shipping import Patience, Progress, Source, download, have, pull, sentence
 from dwcp.runtime.telemetry import Telemetry
 from dwcp.runtime.trees import capture, read_tree
@@ -505,3 +507,74 @@ def test_sentences_come_from_any_answer() -> None:
     assert sentence(502, b"<html>") == "it answered 502: <html>"
     assert "no explanation" in sentence(500, b"")
     assert isinstance(SourceFailed("x"), TransferError)
+
+
+def test_a_name_holds_the_last_thing_sent(tmp_path: Path, agents: Agents) -> None:
+    """Sent twice under one name: the second replaces the first, whose own chunks go; removed, all go."""
+    store = ChunkStore.open(tmp_path / "oslo")
+    agents.add("oslo", store)
+    tree = _tree(tmp_path / "payload")
+
+    async def main() -> list[tuple[Sent, ...]]:
+        async with httpx.AsyncClient(transport=agents) as client:
+            seen = []
+            for text in ("first", "second"):
+                (tree / "note").write_text(text)
+                await upload(client, "http://oslo", read_tree(tree), name="data")
+                seen.append(await sent_list(client, "http://oslo"))
+            only = read_tree(tree, only="note")
+            answer = await upload(client, "http://oslo", only, name="note")
+            assert (answer.files, answer.received_bytes) == (1, 0)
+            seen.append(await sent_list(client, "http://oslo"))
+            for name in ("data", "note", "never"):
+                assert (await client.delete(f"http://oslo/v1/sent/{name}")).status_code == 200
+            return seen
+
+    first, second, both = asyncio.run(main())
+    assert [each.name for each in (*first, *second, *both)] == ["data", "data", "data", "note"]
+    assert first[0].root != second[0].root
+    assert store.roots() == {}
+    assert store.bytes_held == 0
+
+
+def test_pushes_hold_what_they_sent_until_they_are_over(tmp_path: Path) -> None:
+    """A full store sweeps what nobody holds: not what a push under way has sent, but what a silent one has."""
+    now = [0.0]
+    store = ChunkStore.open(tmp_path / "oslo")
+    pushes = Pushes(clock=lambda: now[0], kept_s=600)
+
+    async def body(seed: int) -> AsyncIterator[bytes]:
+        chunks = [random.Random(seed).randbytes(50_000), b"x"]
+        writer = Writer(Header(bytes(16), packs.PARCEL_BYTES_MAX))
+        yield writer.header.encode() + writer.block(packs.parcel(chunks), codecs.NONE) + writer.end()
+
+    async def main() -> list[int]:
+        held = []
+        await pushes.take("a", body(1), store)
+        held.append(store.sweep())
+        now[0] = 500.0
+        await pushes.take("b", body(2), store)
+        held.append(store.sweep())
+        now[0] = 700.0
+        await pushes.take("b", body(3), store)  # by now "a" is forgotten
+        held.append(store.sweep())
+        pushes.end("b")
+        return [*held, store.sweep()]
+
+    assert asyncio.run(main()) == [0, 0, 50_000, 100_001]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    sizes=st.lists(st.integers(0, 2**32 - 1), max_size=4),
+    count=st.integers(0, 2**32 - 1),
+    tail=st.binary(max_size=60),
+)
+def test_forged_parcels_are_refused(sizes: list[int], count: int, tail: bytes) -> None:
+    """Whatever a sender declares, a parcel is its chunks exactly or is refused with a sentence."""
+    raw = struct.pack(f">I{len(sizes)}I", count, *sizes) + tail
+    try:
+        chunks = packs.unparcel(raw)
+    except TransferError:
+        return
+    assert packs.parcel(chunks) == raw
