@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from blake3 import blake3
 
@@ -51,30 +52,41 @@ def stream_id(plan: Iterable[Chunk]) -> bytes:
 
 
 _COUNT = struct.Struct(">I")
+_RECIPE = 1 << 31  # set in a part's size: it is a recipe (`compression.deltas`), not the chunk itself
 PARCEL_CHUNKS_MAX = 16_384
 PARCEL_BYTES_MAX = PACK_BYTES_MAX + _COUNT.size * (PARCEL_CHUNKS_MAX + 1)
+PARCEL_REBUILT_MAX = 64 << 20  # what all recipes of one parcel may make
 
 
-def parcel(chunks: Sequence[bytes]) -> bytes:
-    """The raw bytes of a pushed pack: how many chunks (u32), their sizes (u32 each), the chunks."""
-    sizes = struct.pack(f">{len(chunks) + 1}I", len(chunks), *map(len, chunks))
-    return b"".join((sizes, *chunks))
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One chunk in a parcel: its bytes, or a recipe for them."""
+
+    data: bytes
+    is_recipe: bool = False
 
 
-def unparcel(raw: bytes) -> list[bytes]:
-    """The chunks of a parcel from anybody. Raises `RequestInvalid`."""
+def parcel(parts: Sequence[Part]) -> bytes:
+    """The raw bytes of a pushed pack: how many parts (u32), their sizes (u32 each), the parts."""
+    sizes = [len(part.data) | (_RECIPE if part.is_recipe else 0) for part in parts]
+    return b"".join((struct.pack(f">{len(parts) + 1}I", len(parts), *sizes), *(part.data for part in parts)))
+
+
+def unparcel(raw: bytes) -> list[Part]:
+    """The parts of a parcel from anybody. Raises `RequestInvalid`."""
     (count,) = _COUNT.unpack_from(raw) if len(raw) >= _COUNT.size else (0,)
     at = _COUNT.size * (count + 1)
     if not 0 < count <= PARCEL_CHUNKS_MAX or at > len(raw):
         raise RequestInvalid(f"{len(raw)} bytes are no parcel of {count} chunks")
-    sizes = struct.unpack_from(f">{count}I", raw, _COUNT.size)
+    declared = struct.unpack_from(f">{count}I", raw, _COUNT.size)
+    sizes = [size & ~_RECIPE for size in declared]
     if not all(0 < size <= CHUNK_BYTES_MAX for size in sizes) or at + sum(sizes) != len(raw):
         raise RequestInvalid("the sizes in a parcel do not add up to its bytes")
-    chunks = []
-    for size in sizes:
-        chunks.append(raw[at : at + size])
+    parts = []
+    for size, marked in zip(sizes, declared, strict=True):
+        parts.append(Part(raw[at : at + size], bool(marked & _RECIPE)))
         at += size
-    return chunks
+    return parts
 
 
 def raw_size(pack: Pack) -> int:

@@ -39,7 +39,7 @@ from dwcp.compression.errors import (
     StoreUnusable,
     TransferError,
 )
-from dwcp.compression.manifest import Chunk, Limits, Manifest
+from dwcp.compression.manifest import Chunk, Entry, Limits, Manifest
 
 QUOTA_BYTES = 64 << 30
 RESERVE_BYTES = 64 << 20  # left free on the disk: journals may lie on it too
@@ -77,6 +77,7 @@ class ChunkStore:
         self._refs: Counter[bytes] = Counter()  # committed manifests by chunk, whether it is here or lost
         self._holds: Counter[bytes] = Counter()
         self._bytes = 0
+        self._paths: dict[str, list[tuple[bytes, Entry]]] | None = None  # made when it is asked for
 
     @classmethod
     def open(
@@ -219,6 +220,17 @@ class ChunkStore:
             raise ManifestMissing(f"no payload {root.hex()[:12]} is in this store; ask another source")
         return kept.manifest
 
+    def entries_at(self, path: str) -> list[Entry]:
+        """The files that committed payloads have at this path, newest payload first."""
+        with self._lock:
+            if self._paths is None:
+                self._paths = {}
+                for root, kept in self._kept.items():
+                    for entry in kept.manifest.entries:
+                        if entry.chunks:
+                            self._paths.setdefault(entry.path, []).append((root, entry))
+            return [entry for root, entry in reversed(self._paths.get(path, [])) if root in self._kept]
+
     def complete(self, root: bytes) -> bool:
         """Whether the payload is committed and none of its chunks has been lost since."""
         with self._lock:
@@ -320,6 +332,7 @@ class ChunkStore:
             kept = self._kept.get(root)
             if kept is None:
                 kept = self._kept[root] = _Kept(manifest)
+                self._paths = None
                 self._refs.update(manifest.chunks().keys())
             kept.owners.update(owners)
 

@@ -23,6 +23,7 @@ from dwcp.runtime.failpoints import failpoint
 SLICE_BYTES = 64 << 10
 _SEGMENT_PACKS = 4  # a codec is chosen again after so many packs: content changes along a payload
 _SAMPLE_BYTES = 64 << 10
+PROBE_ABOVE_BPS = 50e6  # below, a codec that works for nothing costs nothing: the probe sees repeats only
 
 Load = Callable[[Chunk], bytes]  # where the bytes of a chunk come from; blocking
 
@@ -154,7 +155,8 @@ class _Sender:
         return b"".join(self._outflow.load(chunk) for chunk in group)
 
     def _pack(self, raw: bytes, index: int) -> bytes:
-        codec = codecs.NONE if codecs.looks_incompressible(raw) else self._codec
+        hopeless = self._outflow.rate_bps > PROBE_ABOVE_BPS and codecs.looks_incompressible(raw)
+        codec = codecs.NONE if hopeless else self._codec
         return pack_block(raw, codec, stream_id=self._stream_id, index=index)
 
 

@@ -30,7 +30,7 @@ from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.http import Refusal, json_response
 from dwcp.runtime.packflow import Chooser, Moved, Outflow, Pacer, stream
 from dwcp.runtime.payloads import PAYLOADS_PATH, SENT, SENT_PATH, Sent, SentList, receive
-from dwcp.runtime.pushing import CHUNKS_PATH, Pushes
+from dwcp.runtime.pushing import CHUNKS_PATH, NEAR_PATH, Pushes, near_answer
 from dwcp.runtime.shipping import (
     HAVE_PATH,
     MANIFESTS_PATH,
@@ -68,6 +68,7 @@ def routes(
     for method, path, route in (
         ("POST", PAYLOADS_PATH, routes_.take_payload),
         ("POST", CHUNKS_PATH, routes_.take_chunks),
+        ("POST", NEAR_PATH, routes_.say_what_is_near),
         ("POST", HAVE_PATH, routes_.say_what_is_here),
         ("POST", PACKS_PATH, routes_.send_packs),
         ("GET", MANIFESTS_PATH + "/{root}", routes_.send_manifest),
@@ -158,6 +159,14 @@ class _Routes:
             raise self._refused(exc) from exc
         held = await asyncio.to_thread(lambda: [store.has(name) for name in names])
         return Response(bitmap(held), media_type="application/octet-stream")
+
+    async def say_what_is_near(self, request: Request) -> Response:
+        try:
+            body = await _body(request)
+            answer = await asyncio.to_thread(near_answer, body, self._store(request))
+        except TransferError as exc:
+            raise self._refused(exc) from exc
+        return Response(answer, media_type="application/octet-stream")
 
     async def send_packs(self, request: Request) -> Response:
         store = self._store(request)

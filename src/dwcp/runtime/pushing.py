@@ -17,25 +17,44 @@ import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 
-from dwcp.compression import codecs, packs
+from dwcp.compression import codecs, deltas, packs
 from dwcp.compression import manifest as manifests
-from dwcp.compression.chunking import address, cut_stream
+from dwcp.compression.chunking import CHUNK_BYTES_MAX, address, cut_stream
 from dwcp.compression.codecs import Codec
 from dwcp.compression.container import STREAM_ID_SIZE, Header, PackedBlock, Writer, pack_block
 from dwcp.compression.container import Reader as BlockReader
-from dwcp.compression.errors import RequestInvalid, SourceFailed, StoreFull, TransferError
+from dwcp.compression.deltas import Sketch
+from dwcp.compression.errors import (
+    BombRefused,
+    ChunkMissing,
+    RequestInvalid,
+    SourceFailed,
+    SourceLied,
+    StoreFull,
+    TransferError,
+)
 from dwcp.compression.manifest import Chunk, Entry, Kind, Manifest
+from dwcp.compression.packs import Part
+from dwcp.consensus.core.errors import MalformedFrame
+from dwcp.consensus.crypto import codec
+from dwcp.consensus.crypto.codec import Record
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.failpoints import failpoint
 from dwcp.runtime.linkmeter import LinkMeter
-from dwcp.runtime.packflow import Chooser, Pacer
-from dwcp.runtime.shipping import have, sentence
+from dwcp.runtime.packflow import PROBE_ABOVE_BPS, Chooser, Pacer
+from dwcp.runtime.shipping import exchange, have, sentence
 from dwcp.runtime.trees import Node, Tree, read_file, require_unchanged
 
 CHUNKS_PATH = "/v1/chunks"
+NEAR_PATH = "/v1/chunks/near"
+NEAR_HINTS_MAX = 1024
+NEAR_BYTES_MAX = 32 << 20
+_SLACK_BYTES = 4 << 10
+_RECIPES_BELOW_BPS = 500e6  # above, finding them takes longer than sending what they save
 PUSHES_MAX = 256  # under way at one agent
 STREAMS = 3  # one packs while one sends, and a lost packet stops one of them only
 _BATCH_BYTES = 8 << 20
@@ -47,7 +66,17 @@ _SAMPLE_BYTES = 64 << 10
 _FIRST_PACK_BYTES = 256 << 10  # little is lost where the first guess of the rate is wrong
 _ANSWER_S_MAX = 120.0
 
-Piece = tuple[Chunk, bytes]
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A chunk as it was read. `data` is empty where an equal chunk is on its way already."""
+
+    chunk: Chunk
+    data: bytes
+    path: str
+    offset: int
+
+
 Settled = Callable[[int, int], None]  # (raw bytes that are now at the agent, of these: sent by us)
 
 
@@ -101,11 +130,11 @@ class _Files:
         batch: list[Piece] = []
         size = 0
         for node in self._tree.nodes:
+            offset = 0
             for chunk, data in self._chunks(node):
-                if chunk.address in seen:
-                    data = b""  # its bytes are on their way; the size still counts as settled
+                batch.append(Piece(chunk, b"" if chunk.address in seen else data, node.path, offset))
                 seen.add(chunk.address)
-                batch.append((chunk, data))
+                offset += chunk.size
                 size += chunk.size
                 if size >= _BATCH_BYTES or len(batch) >= _BATCH_CHUNKS:
                     yield batch
@@ -115,7 +144,7 @@ class _Files:
     def manifest(self) -> Manifest:
         return manifests.make(self._entries, self._tree.limits)
 
-    def _chunks(self, node: Node) -> Iterator[Piece]:
+    def _chunks(self, node: Node) -> Iterator[tuple[Chunk, bytes]]:
         found: list[Chunk] = []
         if node.kind == Kind.FILE:
             for data in cut_stream(read_file(self._tree, node)):
@@ -129,11 +158,14 @@ class _Push:
         self.reader = _Files(tree)
         self.sent_bytes = 0
         self._road = road
-        self._packs: asyncio.Queue[list[bytes] | None] = asyncio.Queue(maxsize=road.streams)
+        self._packs: asyncio.Queue[list[Part] | None] = asyncio.Queue(maxsize=road.streams)
         loop = asyncio.get_running_loop()
         self._meter = LinkMeter(clock=loop.time, first_bps=min(100e6, road.pacer.rate_bps))
         self._extensions = {"trace": self._meter.trace}
         self._pace_known = asyncio.Event()  # the first pack has left: other streams may begin
+        self._anything_there = False  # else nothing there can be like what we have
+        self._packed = 0
+        self._left = tree.total_bytes
         self._codec = codecs.NONE
         self._chosen = 0
         self._chosen_bps = 0.0
@@ -143,7 +175,7 @@ class _Push:
     async def feed(self) -> None:
         """Reads, asks, and hands packs to the streams."""
         batches = self.reader.batches()
-        asked: deque[tuple[list[Piece], asyncio.Task[list[bool]]]] = deque()
+        asked: deque[tuple[list[Piece], asyncio.Task[dict[bytes, Part]]]] = deque()
         pack = _Pack()
         try:
             while True:
@@ -163,19 +195,34 @@ class _Push:
         for _ in range(self._road.streams):
             await self._packs.put(None)
 
-    async def _ask(self, batch: list[Piece]) -> list[bool]:
-        plan = [chunk for chunk, data in batch if data]
-        return await have(self._road.client, self._road.url, plan, extensions=self._extensions)
+    async def _ask(self, batch: list[Piece]) -> dict[bytes, Part]:
+        """What of the batch has to travel, by address: chunks that the agent lacks, or recipes for them."""
+        fresh = [piece for piece in batch if piece.data]
+        plan = [piece.chunk for piece in fresh]
+        road = self._road
+        flags = await have(road.client, road.url, plan, extensions=self._extensions)
+        self._anything_there = self._anything_there or any(flags)
+        lacking = [piece for piece, there in zip(fresh, flags, strict=True) if not there]
+        parts = {piece.chunk.address: Part(piece.data) for piece in lacking}
+        if lacking and self._anything_there and self._meter.rate_bps < _RECIPES_BELOW_BPS:
+            hints = tuple(Hint(piece.path, piece.offset, piece.chunk.size) for piece in lacking)
+            sketches = await near(road.client, road.url, hints, extensions=self._extensions)
+            parts |= await asyncio.to_thread(_recipes, lacking, sketches)
+        return parts
 
-    async def _settle(self, batch: list[Piece], question: asyncio.Task[list[bool]], pack: _Pack) -> None:
-        flags = iter(await question)
-        for chunk, data in batch:
-            if not data or next(flags):
-                self._road.settled(chunk.size, 0)
+    async def _settle(
+        self, batch: list[Piece], question: asyncio.Task[dict[bytes, Part]], pack: _Pack
+    ) -> None:
+        parts = await question
+        for piece in batch:
+            part = parts.get(piece.chunk.address) if piece.data else None
+            if part is None:
+                self._road.settled(piece.chunk.size, 0)
                 continue
-            pack.add(data)
-            limit = packs.PACK_BYTES if self._pace_known.is_set() else _FIRST_PACK_BYTES
-            if pack.size >= limit or len(pack.chunks) >= packs.PARCEL_CHUNKS_MAX:
+            pack.add(part, piece.chunk.size)
+            limit = _FIRST_PACK_BYTES if self._packed == 0 else packs.PACK_BYTES
+            if pack.is_full(limit):
+                self._packed += 1
                 await self._packs.put(pack.take())
 
     # sending
@@ -205,16 +252,16 @@ class _Push:
             kind = SourceFailed if response.status_code in {502, 503} else TransferError
             raise kind(f"the agent at {self._road.url} refused the payload: {refused}")
 
-    async def _body(self, begin: list[bytes]) -> AsyncIterator[bytes]:
+    async def _body(self, begin: list[Part]) -> AsyncIterator[bytes]:
         writer = Writer(Header(secrets.token_bytes(STREAM_ID_SIZE), packs.PARCEL_BYTES_MAX))
         yield writer.header.encode()
-        pack: list[bytes] | None = begin
+        pack: list[Part] | None = begin
         while pack is not None:
             raw = packs.parcel(pack)
-            codec = await self._choose(raw)
+            chosen = await self._choose(raw)
             stream_id = writer.header.stream_id
             frame = await asyncio.to_thread(
-                pack_block, raw, codec, stream_id=stream_id, index=writer.next_index
+                pack_block, raw, chosen, stream_id=stream_id, index=writer.next_index
             )
             failpoint("ship.push.before_pack")
             for at in range(0, len(frame), _SLICE_BYTES):
@@ -223,8 +270,9 @@ class _Push:
                 yield piece
             failpoint("ship.push.after_pack")
             writer.note(frame)
-            size = sum(map(len, pack))
+            size = sum(len(part.data) for part in pack)
             self.sent_bytes += size
+            self._left -= size
             self._pace_known.set()
             self._road.settled(size, size)
             pack = await self._packs.get()
@@ -232,15 +280,15 @@ class _Push:
 
     async def _choose(self, raw: bytes) -> Codec:
         """Again after some packs, and at once where the link's rate has changed much."""
-        if codecs.looks_incompressible(raw):
-            return codecs.NONE
         rate = min(self._meter.rate_bps, self._road.pacer.rate_bps)
+        if rate > PROBE_ABOVE_BPS and codecs.looks_incompressible(raw):
+            return codecs.NONE
         steady = self._chosen_bps / 1.5 < rate < self._chosen_bps * 1.5
         if not steady or self._chosen % _SEGMENT_PACKS == 0:
             middle = max(0, (len(raw) - _SAMPLE_BYTES) // 2)
             name = await self._road.chooser.choose(
                 raw[middle : middle + _SAMPLE_BYTES],
-                total_bytes=len(raw) * _SEGMENT_PACKS,
+                total_bytes=max(self._left, len(raw)),
                 rate_bps=rate,
                 allowed=frozenset(),
             )
@@ -253,16 +301,115 @@ class _Pack:
     """The pack under way."""
 
     def __init__(self) -> None:
-        self.chunks: list[bytes] = []
-        self.size = 0
+        self.chunks: list[Part] = []
+        self._size = 0
+        self._rebuilt = 0
 
-    def add(self, data: bytes) -> None:
-        self.chunks.append(data)
-        self.size += len(data)
+    def add(self, part: Part, chunk_size: int) -> None:
+        self.chunks.append(part)
+        self._size += len(part.data)
+        self._rebuilt += chunk_size
 
-    def take(self) -> list[bytes]:
-        taken, self.chunks, self.size = self.chunks, [], 0
+    def is_full(self, limit: int) -> bool:
+        full = self._size >= limit or len(self.chunks) >= packs.PARCEL_CHUNKS_MAX
+        return full or self._rebuilt > packs.PARCEL_REBUILT_MAX - CHUNK_BYTES_MAX
+
+    def take(self) -> list[Part]:
+        taken, self.chunks, self._size, self._rebuilt = self.chunks, [], 0, 0
         return taken
+
+
+def _recipes(lacking: list[Piece], sketches: tuple[tuple[Sketch, ...], ...]) -> dict[bytes, Part]:
+    """In a thread: those chunks that can be said shorter."""
+    found = {}
+    for piece, bases in zip(lacking, sketches, strict=True):
+        made = deltas.recipe(piece.data, bases) if bases else None
+        if made is not None:
+            found[piece.chunk.address] = Part(made, is_recipe=True)
+    return found
+
+
+class Hint(Record, frozen=True):
+    """Where a chunk that the agent lacks is: an older version may be there."""
+
+    path: str
+    offset: int
+    size: int
+
+
+class NearRequest(Record, frozen=True):
+    """`POST /v1/chunks/near`."""
+
+    hints: tuple[Hint, ...]
+
+
+class NearAnswer(Record, frozen=True):
+    """For each hint what the agent holds around there."""
+
+    sketches: tuple[tuple[Sketch, ...], ...]
+
+
+_near_request: codec.Codec[NearRequest] = codec.Codec(NearRequest)
+_near_answer: codec.Codec[NearAnswer] = codec.Codec(NearAnswer)
+
+
+async def near(
+    client: httpx.AsyncClient,
+    url: str,
+    hints: tuple[Hint, ...],
+    *,
+    extensions: dict[str, Any] | None = None,  # Any: httpx's own
+) -> tuple[tuple[Sketch, ...], ...]:
+    """Sketches of what the agent has at these places. Raises `SourceFailed` or `SourceLied`."""
+    found: list[tuple[Sketch, ...]] = []
+    for start in range(0, len(hints), NEAR_HINTS_MAX):
+        part = hints[start : start + NEAR_HINTS_MAX]
+        answer = await exchange(
+            client,
+            "POST",
+            url + NEAR_PATH,
+            body=codec.encode(NearRequest(part)),
+            size_max=NEAR_BYTES_MAX,
+            stall_s=10.0,
+            extensions=extensions,
+        )
+        try:
+            sketches = _near_answer.decode(answer).sketches
+        except MalformedFrame as exc:
+            raise SourceLied(f"{url} answers with something else than sketches: {exc}") from exc
+        if len(sketches) != len(part):
+            raise SourceLied(f"{url} was asked about {len(part)} places and answers about {len(sketches)}")
+        found += sketches
+    return tuple(found)
+
+
+def near_answer(body: bytes, store: ChunkStore) -> bytes:
+    """The other side, blocking: an answer for a request from anybody. Raises `RequestInvalid`."""
+    try:
+        hints = _near_request.decode(body).hints
+    except MalformedFrame as exc:
+        raise RequestInvalid(f"this is no question about places: {exc}") from exc
+    if len(hints) > NEAR_HINTS_MAX:
+        raise RequestInvalid(f"{len(hints)} places in one question, {NEAR_HINTS_MAX} are allowed")
+    return codec.encode(NearAnswer(tuple(_around(hint, store) for hint in hints)))
+
+
+def _around(hint: Hint, store: ChunkStore) -> tuple[Sketch, ...]:
+    """Of the newest file at the path, the chunks that overlap the place, a chunk's length to either side."""
+    for entry in store.entries_at(hint.path)[:1]:
+        sketches: list[Sketch] = []
+        offset = 0
+        for chunk in entry.chunks:
+            overlaps = (
+                offset < hint.offset + hint.size + _SLACK_BYTES
+                and offset + chunk.size > hint.offset - _SLACK_BYTES
+            )
+            offset += chunk.size
+            if overlaps and len(sketches) < deltas.BASES_MAX:
+                with contextlib.suppress(ChunkMissing):
+                    sketches.append(deltas.sketch(chunk.address, store.get(chunk.address)))
+        return tuple(sketches)
+    return ()
 
 
 @dataclass(slots=True)
@@ -319,12 +466,12 @@ class Pushes:
                 for item in reader.feed(data):
                     if isinstance(item, PackedBlock):
                         if working is not None:
-                            raw_bytes += await working
+                            raw_bytes += await asyncio.shield(working)
                         begun.heard_s = self._clock()
                         working = asyncio.ensure_future(asyncio.to_thread(_keep, item, begun))
             reader.finish()
             if working is not None:
-                raw_bytes += await working
+                raw_bytes += await asyncio.shield(working)
         finally:
             if working is not None:
                 await asyncio.gather(working, return_exceptions=True)
@@ -350,11 +497,15 @@ class Pushes:
 
 def _keep(block: PackedBlock, begun: _Begun) -> int:
     """In a thread: checks a pack and keeps its chunks."""
-    chunks = packs.unparcel(block.unpack())
-    names = [address(chunk) for chunk in chunks]
-    begun.holds.enter_context(begun.store.hold(names))
-    for name, chunk in zip(names, chunks, strict=True):
+    rebuilt = 0
+    for part in packs.unparcel(block.unpack()):
+        chunk = deltas.rebuild(part.data, begun.store.get) if part.is_recipe else part.data
+        rebuilt += len(chunk)
+        if rebuilt > packs.PARCEL_REBUILT_MAX:
+            raise BombRefused(f"the recipes of one pack make more than {packs.PARCEL_REBUILT_MAX} bytes")
+        name = address(chunk)
+        begun.holds.enter_context(begun.store.hold((name,)))
         failpoint("ship.target.before_chunk")
         begun.store.keep(name, chunk)
         failpoint("ship.target.after_chunk")
-    return sum(map(len, chunks))
+    return block.raw_size

@@ -126,7 +126,7 @@ async def have(
     for start in range(0, len(plan), packs.PLAN_CHUNKS_MAX):
         part = plan[start : start + packs.PLAN_CHUNKS_MAX]
         body = b"".join(chunk.address for chunk in part)
-        answer = await _exchange(
+        answer = await exchange(
             client,
             "POST",
             url + HAVE_PATH,
@@ -309,7 +309,7 @@ class _Pull:
         inflow.finish()
 
     async def _get(self, url: str, size_max: int) -> bytes:
-        return await _exchange(
+        return await exchange(
             self._client,
             "GET",
             url,
@@ -354,7 +354,7 @@ class _Pull:
         self._tell(Progress(self._done, self._total, moved, self._wire, eta, source.name, codec_name))
 
 
-async def _exchange(
+async def exchange(
     client: httpx.AsyncClient,
     method: str,
     url: str,

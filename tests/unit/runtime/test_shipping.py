@@ -18,7 +18,14 @@ from dwcp.compression import manifest as m
 from dwcp.compression.calibration import Calibration, Speed
 from dwcp.compression.chunking import address
 from dwcp.compression.container import Header, PackedBlock, Reader, Writer
-from dwcp.compression.errors import PayloadChanged, PayloadRefused, ShipFailed, SourceFailed, TransferError
+from dwcp.compression.errors import (
+    BombRefused,
+    PayloadChanged,
+    PayloadRefused,
+    ShipFailed,
+    SourceFailed,
+    TransferError,
+)
 from dwcp.compression.manifest import Manifest
 from dwcp.compression.table import Table
 from dwcp.runtime.choosing import ServiceChooser, TableChooser, calibrated
@@ -544,7 +551,7 @@ def test_pushes_hold_what_they_sent_until_they_are_over(tmp_path: Path) -> None:
     pushes = Pushes(clock=lambda: now[0], kept_s=600)
 
     async def body(seed: int) -> AsyncIterator[bytes]:
-        chunks = [random.Random(seed).randbytes(50_000), b"x"]
+        chunks = [packs.Part(random.Random(seed).randbytes(50_000)), packs.Part(b"x")]
         writer = Writer(Header(bytes(16), packs.PARCEL_BYTES_MAX))
         yield writer.header.encode() + writer.block(packs.parcel(chunks), codecs.NONE) + writer.end()
 
@@ -578,3 +585,42 @@ def test_forged_parcels_are_refused(sizes: list[int], count: int, tail: bytes) -
     except TransferError:
         return
     assert packs.parcel(chunks) == raw
+
+
+def test_an_edit_travels_as_what_is_new(tmp_path: Path, agents: Agents) -> None:
+    """4 KiB overwritten in a file of 3 MiB that the agent has: some KiB travel, and the root is right."""
+    store = ChunkStore.open(tmp_path / "oslo")
+    agents.add("oslo", store)
+    tree = _tree(tmp_path / "payload")
+
+    async def main() -> int:
+        async with httpx.AsyncClient(transport=agents) as client:
+            await upload(client, "http://oslo", read_tree(tree), name="data")
+            with (tree / "noise").open("r+b") as file:
+                file.seek(1_500_000)
+                file.write(random.Random(7).randbytes(4096))
+            answer = await upload(client, "http://oslo", read_tree(tree), name="data")
+            assert store.complete(bytes.fromhex(answer.root))
+            return answer.received_bytes
+
+    assert 4096 < asyncio.run(main()) < 16_000
+
+
+def test_a_bomb_of_recipes_is_refused(tmp_path: Path) -> None:
+    """A small pack whose recipes make far more than a pack: refused at the limit, with a sentence."""
+    store = ChunkStore.open(tmp_path / "oslo")
+    base = random.Random(1).randbytes(250_000)
+    store.put(address(base), base)
+    made = b"".join((bytes([1, 0, 1]), address(base), bytes([1, 0]), bytes(4), len(base).to_bytes(4, "big")))
+
+    async def body() -> AsyncIterator[bytes]:
+        writer = Writer(Header(bytes(16), packs.PARCEL_BYTES_MAX))
+        raw = packs.parcel([packs.Part(made, is_recipe=True)] * 1000)
+        yield writer.header.encode() + writer.block(raw, codecs.NONE) + writer.end()
+
+    async def main() -> None:
+        with pytest.raises(BombRefused, match="make more than"):
+            await Pushes(clock=lambda: 0.0).take("a", body(), store)
+
+    asyncio.run(main())
+    assert store.bytes_held == len(base)
