@@ -18,6 +18,7 @@ from blake3 import blake3
 
 QUOTAS = {"source": 0.25, "text": 0.15, "programs": 0.20, "records": 0.20, "numbers": 0.10, "packed": 0.10}
 _FILE_BYTES = (4 << 10, 8 << 20)
+_KEPT_BYTES = 24 << 20
 _FOLDERS = {
     "source": (("/usr/lib/python3", "/usr/lib/python3.11"), ("*.py",)),
     "text": (("/usr/share/doc", "/usr/share/perl", "/usr/share/common-licenses"), ("*",)),
@@ -75,7 +76,8 @@ class _Bytes:
     """An endless supply of one kind."""
 
     def __init__(self, kind: str, source: random.Random) -> None:
-        self._pieces = _PIECES[kind](source) if kind in _PIECES else _host(kind, source)
+        made = _PIECES[kind](source) if kind in _PIECES else _host(kind, source)
+        self._pieces = _again(made, source)
         self._buffer = bytearray()
 
     def take(self, size: int) -> bytes:
@@ -84,6 +86,22 @@ class _Bytes:
         taken = bytes(self._buffer[:size])
         del self._buffer[:size]
         return taken
+
+
+def _again(pieces: Iterator[bytes], source: random.Random) -> Iterator[bytes]:
+    """The pieces, then the same under one new alphabet after another."""
+    kept: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        yield piece
+        kept.append(piece)
+        size += len(piece)
+        if size >= _KEPT_BYTES:
+            break
+    while True:
+        alphabet = bytes(source.sample(range(256), 256))
+        for piece in kept:
+            yield piece.translate(alphabet)
 
 
 def _host(kind: str, source: random.Random) -> Iterator[bytes]:
@@ -101,11 +119,8 @@ def _host(kind: str, source: random.Random) -> Iterator[bytes]:
     if not paths:
         raise OSError(f"{', '.join(folders)}: no files of kind {kind!r} on this host")
     source.shuffle(paths)
-    alphabet = bytes(range(256))
-    while True:
-        for path in paths:
-            yield path.read_bytes().translate(alphabet)
-        alphabet = bytes(source.sample(range(256), 256))
+    for path in paths:
+        yield path.read_bytes()
 
 
 def _records(source: random.Random) -> Iterator[bytes]:

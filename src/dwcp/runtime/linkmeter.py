@@ -30,6 +30,8 @@ class LinkMeter:
 
     def watch(self, connection: socket.socket) -> None:
         """From now on this connection counts."""
+        if connection in self._seen:
+            return
         account = read_account(connection)
         if account is not None:
             self._seen[connection] = account
@@ -67,7 +69,7 @@ def read_account(connection: socket.socket) -> tuple[int, int] | None:
     """(bytes acknowledged, µs busy) of a connection; None: closed, or not a kernel that tells."""
     try:
         info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-    except (OSError, AttributeError):
+    except (OSError, ValueError, AttributeError):  # ValueError: a closed transport has no descriptor
         return None
     if len(info) < _BUSY_US_AT + _U64.size:
         return None

@@ -19,10 +19,12 @@ from dwcp.compression.pacing import Bucket
 from dwcp.compression.packs import PACK_BYTES_MAX, Pack
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.failpoints import failpoint
+from dwcp.runtime.linkmeter import LinkMeter
 
 SLICE_BYTES = 64 << 10
 _SEGMENT_PACKS = 4  # a codec is chosen again after so many packs: content changes along a payload
 _SAMPLE_BYTES = 64 << 10
+RATE_CHANGE = 1.5  # a codec is chosen again at once where the link's rate has changed by more
 PROBE_ABOVE_BPS = 50e6  # below, a codec that works for nothing costs nothing: the probe sees repeats only
 
 Load = Callable[[Chunk], bytes]  # where the bytes of a chunk come from; blocking
@@ -80,7 +82,8 @@ Report = Callable[[Moved], None]
 
 @dataclass(frozen=True, slots=True)
 class Outflow:
-    """How a plan is sent. `allowed` empty: every codec."""
+    """How a plan is sent. `allowed` empty: every codec. `rate_bps` is what the two ends may use of the link;
+    `meter` knows what the link gives."""
 
     load: Load
     chooser: Chooser
@@ -88,6 +91,11 @@ class Outflow:
     rate_bps: float
     allowed: frozenset[str] = frozenset()
     report: Report | None = None
+    meter: LinkMeter | None = None
+
+    @property
+    def rate_now_bps(self) -> float:
+        return min(self.rate_bps, self.meter.rate_bps) if self.meter is not None else self.rate_bps
 
 
 async def stream(plan: Sequence[Chunk], outflow: Outflow, *, first: int = 0) -> AsyncIterator[bytes]:
@@ -131,22 +139,26 @@ class _Sender:
         self._left = left
         self._codec = codecs.NONE
         self._packs = 0
+        self._chosen_bps = 0.0
 
     async def prepare(self, group: Pack, index: int) -> tuple[bytes, str]:
         raw = await asyncio.to_thread(self._load, group)
-        if self._packs % _SEGMENT_PACKS == 0:
-            self._codec = await self._choose(raw)
+        rate = self._outflow.rate_now_bps
+        steady = self._chosen_bps / RATE_CHANGE < rate < self._chosen_bps * RATE_CHANGE
+        if not steady or self._packs % _SEGMENT_PACKS == 0:
+            self._codec = await self._choose(raw, rate)
+            self._chosen_bps = rate
         self._packs += 1
         self._left -= len(raw)
         frame = await asyncio.to_thread(self._pack, raw, index)
         return frame, codecs.by_wire(frame[1]).name
 
-    async def _choose(self, raw: bytes) -> Codec:
+    async def _choose(self, raw: bytes, rate_bps: float) -> Codec:
         middle = max(0, (len(raw) - _SAMPLE_BYTES) // 2)
         name = await self._outflow.chooser.choose(
             raw[middle : middle + _SAMPLE_BYTES],
             total_bytes=self._left,
-            rate_bps=self._outflow.rate_bps,
+            rate_bps=rate_bps,
             allowed=self._outflow.allowed,
         )
         return codecs.by_name(name)
@@ -155,7 +167,7 @@ class _Sender:
         return b"".join(self._outflow.load(chunk) for chunk in group)
 
     def _pack(self, raw: bytes, index: int) -> bytes:
-        hopeless = self._outflow.rate_bps > PROBE_ABOVE_BPS and codecs.looks_incompressible(raw)
+        hopeless = self._chosen_bps > PROBE_ABOVE_BPS and codecs.looks_incompressible(raw)
         codec = codecs.NONE if hopeless else self._codec
         return pack_block(raw, codec, stream_id=self._stream_id, index=index)
 

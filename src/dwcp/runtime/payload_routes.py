@@ -27,7 +27,8 @@ from dwcp.compression.errors import (
 from dwcp.compression.intake import bitmap
 from dwcp.compression.manifest import Chunk, Kind, Manifest
 from dwcp.runtime.chunkstore import ChunkStore
-from dwcp.runtime.http import Refusal, json_response
+from dwcp.runtime.http import Refusal, json_response, principal
+from dwcp.runtime.linkmeter import LinkMeter
 from dwcp.runtime.packflow import Chooser, Moved, Outflow, Pacer, stream
 from dwcp.runtime.payloads import PAYLOADS_PATH, SENT, SENT_PATH, Sent, SentList, receive
 from dwcp.runtime.pushing import CHUNKS_PATH, NEAR_PATH, Pushes, near_answer
@@ -45,6 +46,7 @@ STREAM_PATHS = (PAYLOADS_PATH, CHUNKS_PATH, *SHARING_PATHS)
 OUTPUTS_PATH = "/v1/outputs"
 REQUEST_BYTES_MAX = 4 << 20
 _STREAMS_MAX = 16  # each holds up to two packs in memory
+_METERS_MAX = 256
 _DRAIN_BYTES_MAX = 16 << 20
 _DRAIN_S_MAX = 5.0
 
@@ -96,6 +98,7 @@ class _Routes:
         self._uplink = uplink
         self._telemetry = telemetry
         self._streams = 0
+        self._meters: dict[str, LinkMeter] = {}
         self._pushes = Pushes(clock=time.monotonic)
 
     async def take_payload(
@@ -195,6 +198,7 @@ class _Routes:
             rate,
             allowed=frozenset(wanted.codecs),
             report=self._sent(),
+            meter=self._meter(request, rate),
         )
         body = self._counted(wanted.plan, stream(wanted.plan, outflow, first=wanted.first), store)
         return StreamingResponse(body, media_type="application/vnd.dwcp.container")
@@ -262,6 +266,18 @@ class _Routes:
                     yield piece
         finally:
             self._streams -= 1
+
+    def _meter(self, request: Request, rate_bps: float) -> LinkMeter | None:
+        """The link to the caller, over all its connections; None where there is no socket to ask."""
+        link = getattr(request.state, "link", None)
+        if link is None:
+            return None
+        name = principal(request).name
+        if name not in self._meters and len(self._meters) >= _METERS_MAX:
+            self._meters.clear()
+        meter = self._meters.setdefault(name, LinkMeter(clock=time.monotonic, first_bps=min(100e6, rate_bps)))
+        meter.watch(link)
+        return meter
 
     def _sent(self) -> Callable[[Moved], None]:
         wire = 0

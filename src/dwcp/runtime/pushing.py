@@ -45,7 +45,7 @@ from dwcp.consensus.crypto.codec import Record
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.failpoints import failpoint
 from dwcp.runtime.linkmeter import LinkMeter
-from dwcp.runtime.packflow import PROBE_ABOVE_BPS, Chooser, Pacer
+from dwcp.runtime.packflow import PROBE_ABOVE_BPS, RATE_CHANGE, Chooser, Pacer
 from dwcp.runtime.shipping import exchange, have, sentence
 from dwcp.runtime.trees import Node, Tree, read_file, require_unchanged
 
@@ -283,7 +283,7 @@ class _Push:
         rate = min(self._meter.rate_bps, self._road.pacer.rate_bps)
         if rate > PROBE_ABOVE_BPS and codecs.looks_incompressible(raw):
             return codecs.NONE
-        steady = self._chosen_bps / 1.5 < rate < self._chosen_bps * 1.5
+        steady = self._chosen_bps / RATE_CHANGE < rate < self._chosen_bps * RATE_CHANGE
         if not steady or self._chosen % _SEGMENT_PACKS == 0:
             middle = max(0, (len(raw) - _SAMPLE_BYTES) // 2)
             name = await self._road.chooser.choose(
