@@ -84,3 +84,27 @@ class Goodput:
         if self._seconds < 0.001 and self._bits < 8 * MBIT:
             return self._first_bps
         return min(10e9, self._bits / max(self._seconds, 1e-9))
+
+
+class Shares:
+    """Who is next on a link that several transfers want: each gets bytes in proportion to its weight.
+
+    Self-clocked fair queueing (Golestani, INFOCOM 1994): a piece is served in the order of the time at
+    which it would end if every transfer had its share to itself. A transfer that was idle saves nothing up.
+    """
+
+    def __init__(self) -> None:
+        self._now = 0.0  # the tag of the piece that is being served
+        self._last: dict[object, float] = {}
+
+    def tag(self, transfer: object, size_bytes: int, *, weight: float) -> float:
+        """The place of a piece in the line; the smallest is served first."""
+        tag = max(self._now, self._last.get(transfer, 0.0)) + size_bytes / weight
+        self._last[transfer] = tag
+        return tag
+
+    def serve(self, tag: float) -> None:
+        """This piece is next; transfers whose last piece is over are forgotten."""
+        self._now = max(self._now, tag)
+        if len(self._last) > 64:
+            self._last = {transfer: last for transfer, last in self._last.items() if last >= self._now}

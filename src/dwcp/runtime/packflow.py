@@ -6,6 +6,9 @@ Both directions hold a bounded number of packs in memory; codecs and disk run in
 from __future__ import annotations
 
 import asyncio
+import copy
+import heapq
+import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +18,7 @@ from dwcp.compression.codecs import Codec
 from dwcp.compression.container import Header, PackedBlock, Reader, Writer, pack_block
 from dwcp.compression.errors import BlockInvalid, ContainerInvalid, SourceLied, UnknownCodec
 from dwcp.compression.manifest import Chunk
-from dwcp.compression.pacing import Bucket
+from dwcp.compression.pacing import Bucket, Shares
 from dwcp.compression.packs import PACK_BYTES_MAX, Pack
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.failpoints import failpoint
@@ -51,20 +54,64 @@ class FixedChooser:
         return self.name if not allowed or self.name in allowed else "none"
 
 
+class _Line:
+    """Pieces that wait for one link. Who is next is decided when the link is free, not before: a transfer
+    that has just been served has its next piece in the line by then."""
+
+    def __init__(self, rate_bps: float) -> None:
+        self._bucket = Bucket(rate_bps)
+        self._shares = Shares()
+        self._waiting: list[tuple[float, int, int, asyncio.Event]] = []  # tag, tie-breaker, bytes, its turn
+        self._count = itertools.count()
+        self._busy_in: asyncio.AbstractEventLoop | None = None
+
+    async def pass_through(self, transfer: object, size_bytes: int, weight: float) -> None:
+        tag = self._shares.tag(transfer, size_bytes, weight=weight)
+        turn = (tag, next(self._count), size_bytes, asyncio.Event())
+        heapq.heappush(self._waiting, turn)
+        if self._busy_in is not asyncio.get_running_loop():
+            self._serve()
+        try:
+            await turn[3].wait()
+        except asyncio.CancelledError:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+                heapq.heapify(self._waiting)
+            raise
+
+    def _serve(self) -> None:
+        """The link is free: the next piece goes; once it has passed, so to speak, the one after it."""
+        self._busy_in = None
+        if not self._waiting:
+            return
+        tag, _, size_bytes, its_turn = heapq.heappop(self._waiting)
+        self._busy_in = asyncio.get_running_loop()
+        self._shares.serve(tag)
+        its_turn.set()
+        wait = self._bucket.take(size_bytes, now_s=self._busy_in.time())
+        self._busy_in.call_later(wait, self._serve)
+
+
 class Pacer:
     """A link shared by all transfers that hold it. `rate_bps` None: as fast as it goes."""
 
     def __init__(self, rate_bps: float | None = None) -> None:
         self.rate_bps = rate_bps if rate_bps is not None else 10e9
-        self._bucket = Bucket(rate_bps) if rate_bps is not None else None
+        self._line = _Line(rate_bps) if rate_bps is not None else None
+        self._weight = 1.0
+
+    def weighted(self, weight: float) -> Pacer:
+        """The same link for one transfer, with a share in proportion to `weight` while others want it too."""
+        if weight <= 0:
+            raise ValueError(f"a share needs a weight above 0, got {weight}")
+        other = copy.copy(self)
+        other._weight = weight
+        return other
 
     async def take(self, size_bytes: int) -> None:
-        """Returns once the bytes fit the link's rate."""
-        if self._bucket is None:
-            return
-        wait = self._bucket.take(size_bytes, now_s=asyncio.get_running_loop().time())
-        if wait > 0:
-            await asyncio.sleep(wait)
+        """Returns when it is this transfer's turn and what was sent before fits the link's rate."""
+        if self._line is not None:
+            await self._line.pass_through(id(self), size_bytes, self._weight)
 
 
 @dataclass(frozen=True, slots=True)

@@ -442,6 +442,8 @@ class Pushes:
         a full disk must not stay full of what failed.
         """
         begun = self._of(store, name)
+        if begun.full is not None:  # a stream of a push that has failed already
+            raise begun.full
         begun.streams += 1
         try:
             return await self._take(begun, body)
@@ -451,7 +453,7 @@ class Pushes:
         finally:
             begun.streams -= 1
             if begun.full is not None and not begun.streams:
-                self.end(name)
+                begun.holds.close()
                 await asyncio.to_thread(store.sweep)
 
     async def _take(self, begun: _Begun, body: AsyncIterator[bytes]) -> int:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dwcp.compression.pacing import MBIT, Bucket, Goodput, Outlook
+from dwcp.compression.pacing import MBIT, Bucket, Goodput, Outlook, Shares
 
 
 @settings(deadline=None)
@@ -78,3 +78,24 @@ def test_a_link_that_is_never_waited_for_is_fast() -> None:
         link.add(1 << 20, waited_s=0.0)
 
     assert link.rate_bps == 10e9
+
+
+def test_shares_follow_the_weights() -> None:
+    """Two that always want the link, weights 3 and 1: of 400 pieces one gets 300; a third that comes late
+    and was idle gets its share from then on, no more."""
+    shares = Shares()
+    weights = {"a": 3.0, "b": 1.0}
+    served = dict.fromkeys("abc", 0)
+    waiting = {name: shares.tag(name, 1000, weight=weight) for name, weight in weights.items()}
+    for number in range(800):
+        if number == 400:
+            assert (served["a"], served["b"]) == (300, 100)
+            weights["c"] = 4.0
+            waiting["c"] = shares.tag("c", 1000, weight=4.0)
+        name = min(waiting, key=waiting.__getitem__)
+        shares.serve(waiting[name])
+        served[name] += 1
+        waiting[name] = shares.tag(name, 1000, weight=weights[name])
+
+    assert abs(served["c"] - 200) <= 2
+    assert abs(served["a"] - 450) <= 2

@@ -643,3 +643,35 @@ def test_sources_give_side_by_side(tmp_path: Path, agents: Agents, held: tuple[M
     assert gave == {"oslo", "lima"}
     assert told[-1].moved_bytes == sum(chunk.size for chunk in intake.plan(manifests[0]))
     assert told[-1].wire_bytes < told[-1].moved_bytes
+
+
+def test_a_paced_link_is_shared_by_weight_and_survives_a_cancelled_wait() -> None:
+    """Three transfers on 80 Mbit/s, weights 8 and 2, and one that is cancelled while it waits."""
+
+    async def main() -> dict[str, int]:
+        link = Pacer(80e6)
+        moved = {"urgent": 0, "idle": 0}
+
+        enough = asyncio.Event()
+
+        async def move(name: str, weight: float) -> None:
+            own = link.weighted(weight)
+            while True:
+                await own.take(10_000)
+                moved[name] += 1
+                if sum(moved.values()) >= 200:
+                    enough.set()
+
+        tasks = [asyncio.create_task(move("urgent", 8)), asyncio.create_task(move("idle", 2))]
+        await asyncio.sleep(0)
+        stray = asyncio.create_task(link.take(10_000))
+        await asyncio.sleep(0)
+        stray.cancel()
+        await enough.wait()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, stray, return_exceptions=True)
+        return moved
+
+    moved = asyncio.run(main())
+    assert 3 < moved["urgent"] / moved["idle"] < 5
