@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +53,7 @@ CHUNKS_PATH = "/v1/chunks"
 NEAR_PATH = "/v1/chunks/near"
 NEAR_HINTS_MAX = 1024
 NEAR_BYTES_MAX = 32 << 20
+_TELLING_CHUNKS = 2
 _SLACK_BYTES = 4 << 10
 _RECIPES_BELOW_BPS = 500e6  # above, finding them takes longer than sending what they save
 PUSHES_MAX = 256  # under way at one agent
@@ -205,9 +206,10 @@ class _Push:
         lacking = [piece for piece, there in zip(fresh, flags, strict=True) if not there]
         parts = {piece.chunk.address: Part(piece.data) for piece in lacking}
         if lacking and self._anything_there and self._meter.rate_bps < _RECIPES_BELOW_BPS:
-            hints = tuple(Hint(piece.path, piece.offset, piece.chunk.size) for piece in lacking)
+            changed = _changed_a_little(fresh, flags)
+            hints = tuple(Hint(piece.path, piece.offset, piece.chunk.size) for piece in changed)
             sketches = await near(road.client, road.url, hints, extensions=self._extensions)
-            parts |= await asyncio.to_thread(_recipes, lacking, sketches)
+            parts |= await asyncio.to_thread(_recipes, changed, sketches)
         return parts
 
     async def _settle(
@@ -317,6 +319,15 @@ class _Pack:
     def take(self) -> list[Part]:
         taken, self.chunks, self._size, self._rebuilt = self.chunks, [], 0, 0
         return taken
+
+
+def _changed_a_little(fresh: list[Piece], flags: list[bool]) -> list[Piece]:
+    """Chunks that are missing where an older version may be near: in files of which something is there, and
+    in files too small to tell. A file of which nothing is there was replaced; asking would cost more."""
+    held = {piece.path for piece, there in zip(fresh, flags, strict=True) if there}
+    count = Counter(piece.path for piece in fresh)
+    lacking = (piece for piece, there in zip(fresh, flags, strict=True) if not there)
+    return [piece for piece in lacking if piece.path in held or count[piece.path] <= _TELLING_CHUNKS]
 
 
 def _recipes(lacking: list[Piece], sketches: tuple[tuple[Sketch, ...], ...]) -> dict[bytes, Part]:
