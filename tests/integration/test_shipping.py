@@ -38,6 +38,7 @@ PORT = 7070
 PARTY = Path(__file__).with_name("ship_party.py")
 ALWAYS = {
     "ship.push.after_pack",
+    "ship.push.before_pack",
     "ship.source.after_pack",
     "ship.target.after_chunk",
     "ship.target.before_complete",
