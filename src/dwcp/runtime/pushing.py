@@ -251,7 +251,8 @@ class _Push:
             self._pace_known.set()
         if response.status_code != httpx.codes.OK:
             refused = sentence(response.status_code, response.content)
-            kind = SourceFailed if response.status_code in {502, 503} else TransferError
+            # 404: a chunk that a recipe stands on was swept since the agent named it; the next try asks anew.
+            kind = SourceFailed if response.status_code in {404, 502, 503} else TransferError
             raise kind(f"the agent at {self._road.url} refused the payload: {refused}")
 
     async def _body(self, begin: list[Part]) -> AsyncIterator[bytes]:

@@ -34,7 +34,7 @@ from dwcp.runtime.http import Health, application
 from dwcp.runtime.packflow import FixedChooser, Pacer
 from dwcp.runtime.payload_routes import routes
 from dwcp.runtime.payloads import Handed, Sent, sent_list, upload
-from dwcp.runtime.pushing import Pushes
+from dwcp.runtime.pushing import NEAR_PATH, Pushes
 from dwcp.runtime.shipping import Patience, Progress, Source, download, have, pull, sentence
 from dwcp.runtime.telemetry import Telemetry
 from dwcp.runtime.trees import capture, read_tree
@@ -675,3 +675,41 @@ def test_a_paced_link_is_shared_by_weight_and_survives_a_cancelled_wait() -> Non
 
     moved = asyncio.run(main())
     assert 3 < moved["urgent"] / moved["idle"] < 5
+
+
+class _SweptAfterNaming(httpx.AsyncBaseTransport):
+    """The agent gives its old payload back just after it has named chunks of it as near."""
+
+    def __init__(self, agents: Agents, store: ChunkStore) -> None:
+        self._agents = agents
+        self._store = store
+        self.swept = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await self._agents.handle_async_request(request)
+        if request.url.path == NEAR_PATH and not self.swept:
+            self._store.release_owner("sent-data")
+            self.swept = self._store.sweep() + 1
+        return response
+
+
+def test_an_edit_whose_base_is_swept_meanwhile_still_arrives(tmp_path: Path, agents: Agents) -> None:
+    """Goal: what an agent named as near may be gone when the recipe arrives. Method: sweep between the two."""
+    store = ChunkStore.open(tmp_path / "oslo")
+    agents.add("oslo", store)
+    tree = _tree(tmp_path / "payload")
+    sweeping = _SweptAfterNaming(agents, store)
+
+    async def main() -> bytes:
+        async with httpx.AsyncClient(transport=agents) as client:
+            await upload(client, "http://oslo", read_tree(tree), name="data")
+        with (tree / "noise").open("r+b") as file:
+            file.seek(1_500_000)
+            file.write(random.Random(7).randbytes(4096))
+        async with httpx.AsyncClient(transport=sweeping) as client:
+            answer = await upload(client, "http://oslo", read_tree(tree), workload="w-9")
+        return bytes.fromhex(answer.root)
+
+    root = asyncio.run(main())
+    assert sweeping.swept
+    assert store.complete(root)
