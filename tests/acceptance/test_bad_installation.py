@@ -247,13 +247,12 @@ def small_disk(folder: Path, *, mib: int) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """A file that takes whatever is left."""
+    """A file that takes whatever is left. Unbuffered: a buffer's rest would fail once more at the close."""
     ballast = folder / "ballast"
-    with ballast.open("wb") as file:
+    with ballast.open("wb", buffering=0) as file:
         try:
             while True:
                 file.write(b"\0" * 65_536)
-                file.flush()
         except OSError as exc:
             assert exc.errno == errno.ENOSPC  # noqa: PT017  # the end that is wanted
     return ballast
