@@ -25,13 +25,12 @@ from dwcp.compression.errors import (
     SourceFailed,
     SourceLied,
     StoreFull,
-    TransferError,
 )
 from dwcp.compression.manifest import Chunk, Manifest
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.packflow import Chooser, FixedChooser, Inflow, Outflow, Pacer, stream
 from dwcp.runtime.pushing import Road, push
-from dwcp.runtime.shipping import sentence
+from dwcp.runtime.shipping import require_taken, sentence
 from dwcp.runtime.trees import Tree, read_tree
 
 __all__ = ["Uploaded", "read_tree", "receive", "upload"]
@@ -189,11 +188,7 @@ def _nothing(chunk: Chunk) -> bytes:
 
 
 def _answer(url: str, response: httpx.Response, manifest: Manifest) -> Uploaded:
-    if response.status_code != httpx.codes.OK:
-        refused = sentence(response.status_code, response.content)
-        # A chunk that the agent had promised may have been swept meanwhile: that is worth another try.
-        kind = SourceFailed if response.status_code in {404, 502, 503} else TransferError
-        raise kind(f"the agent at {url} refused the payload: {refused}")
+    require_taken(url, response)
     try:
         answer = msgspec.json.decode(response.content, type=Uploaded)
     except (msgspec.DecodeError, RecursionError) as exc:

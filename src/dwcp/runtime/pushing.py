@@ -46,7 +46,7 @@ from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.failpoints import failpoint
 from dwcp.runtime.linkmeter import LinkMeter
 from dwcp.runtime.packflow import PROBE_ABOVE_BPS, RATE_CHANGE, Chooser, Pacer
-from dwcp.runtime.shipping import exchange, have, sentence
+from dwcp.runtime.shipping import exchange, have, require_taken
 from dwcp.runtime.trees import Node, Tree, read_file, require_unchanged
 
 CHUNKS_PATH = "/v1/chunks"
@@ -249,11 +249,7 @@ class _Push:
             raise SourceFailed(f"the agent at {self._road.url} cannot be reached: {detail}") from exc
         finally:
             self._pace_known.set()
-        if response.status_code != httpx.codes.OK:
-            refused = sentence(response.status_code, response.content)
-            # 404: a chunk that a recipe stands on was swept since the agent named it; the next try asks anew.
-            kind = SourceFailed if response.status_code in {404, 502, 503} else TransferError
-            raise kind(f"the agent at {self._road.url} refused the payload: {refused}")
+        require_taken(self._road.url, response)
 
     async def _body(self, begin: list[Part]) -> AsyncIterator[bytes]:
         writer = Writer(Header(secrets.token_bytes(STREAM_ID_SIZE), packs.PARCEL_BYTES_MAX))

@@ -32,6 +32,7 @@ from dwcp.compression.errors import (
     ShipFailed,
     SourceFailed,
     SourceLied,
+    TransferError,
 )
 from dwcp.compression.manifest import Chunk, Limits, Manifest
 from dwcp.compression.pacing import Outlook
@@ -475,6 +476,17 @@ def sentence(status: int, body: bytes) -> str:
         return msgspec.json.decode(body, type=_Problem).error.detail[:500]
     except (msgspec.DecodeError, RecursionError):
         return f"it answered {status}: {body[:200].decode('utf-8', 'replace').strip() or 'no explanation'}"
+
+
+def require_taken(url: str, response: httpx.Response) -> None:
+    """Raises what an agent's refusal of a payload means: `SourceFailed` where another try may succeed.
+
+    404 is one of those: a chunk that the agent had named may have been swept since; the next try asks anew.
+    """
+    if response.status_code != httpx.codes.OK:
+        kind = SourceFailed if response.status_code in {404, 502, 503} else TransferError
+        refused = sentence(response.status_code, response.content)
+        raise kind(f"the agent at {url} refused the payload: {refused}")
 
 
 def address_list(body: bytes) -> tuple[bytes, ...]:
