@@ -18,6 +18,7 @@ from dwcp.compression import archive
 from dwcp.compression.errors import ContainerInvalid, PayloadRefused
 from dwcp.compression.manifest import Entry, Kind
 from dwcp.runtime.chunkstore import disk_error
+from dwcp.runtime.durable import sync_path
 from dwcp.runtime.trees import Tree, read_file, require_unchanged
 
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -83,7 +84,7 @@ class FileTarget:
             os.ftruncate(self._file, self._at)
             os.fsync(self._file)
             self._part.replace(self._target)
-            _sync(self._target.parent)
+            sync_path(self._target.parent)
         except OSError as exc:
             raise disk_error(exc, self._target) from exc
 
@@ -132,7 +133,7 @@ class TreeTarget:
         try:
             self._finish(self._entries)
             self._part.rename(self._target)
-            _sync(self._target.parent)
+            sync_path(self._target.parent)
         except OSError as exc:
             raise disk_error(exc, self._target) from exc
 
@@ -210,11 +211,3 @@ def _remove(part: Path) -> None:
         shutil.rmtree(part)
     else:
         part.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -43,6 +43,7 @@ from dwcp.compression.errors import (
     TransferError,
 )
 from dwcp.compression.manifest import Chunk, Entry, Limits, Manifest
+from dwcp.runtime.durable import sync_path
 
 QUOTA_BYTES = 64 << 30
 RESERVE_BYTES = 64 << 20  # left free on the disk: journals may lie on it too
@@ -389,7 +390,7 @@ class ChunkStore:
             temporary.unlink(missing_ok=True)
             raise
         if sync:
-            _sync(path.parent)
+            sync_path(path.parent)
 
     def _sync_chunks(self, names: Iterable[bytes]) -> None:
         """Chunks first, then the folders that name them, before any manifest says that they are here."""
@@ -401,10 +402,10 @@ class ChunkStore:
         paths = [self._chunk_path(name) for name in fresh]
         folders = sorted({path.parent for path in paths})
         with ThreadPoolExecutor(_SYNC_THREADS) as pool:
-            list(pool.map(_sync, paths))
-            list(pool.map(_sync, folders))
+            list(pool.map(sync_path, paths))
+            list(pool.map(sync_path, folders))
         if fresh:
-            _sync(self.directory / "chunks")
+            sync_path(self.directory / "chunks")
         self._made_durable(fresh)
 
     def _made_durable(self, fresh: list[bytes]) -> None:
@@ -417,8 +418,8 @@ class ChunkStore:
         folder = self._owners_path(root)
         folder.mkdir(exist_ok=True, mode=0o700)
         (folder / owner).touch(mode=0o600)
-        _sync(folder)
-        _sync(folder.parent)
+        sync_path(folder)
+        sync_path(folder.parent)
 
     def _discard(self, name: bytes) -> None:
         self._chunk_path(name).unlink(missing_ok=True)
@@ -483,11 +484,3 @@ def _sync_filesystem(directory: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,6 +22,7 @@ from dwcp.consensus.core.machine import Signer
 from dwcp.models import artefact
 from dwcp.models.artefact import Artefact, Forward, Made, ModelRefused
 from dwcp.models.lifecycle import Lifecycle
+from dwcp.runtime.durable import replace_private
 from dwcp.runtime.errors import RuntimeFault
 from dwcp.runtime.layout import ensure
 
@@ -90,9 +91,11 @@ class Registry:
         home = self._folder / checked.digest
         if not (home / SIGNATURE).exists():
             ensure(home)
-            _put(home / WEIGHTS, made.weights)
-            _put(home / MANIFEST, made.manifest)
-            _put(home / SIGNATURE, artefact.sign(made.manifest, signer))  # last: its presence says whole
+            replace_private(home / WEIGHTS, made.weights)
+            replace_private(home / MANIFEST, made.manifest)
+            replace_private(
+                home / SIGNATURE, artefact.sign(made.manifest, signer)
+            )  # last: its presence says whole
         return checked
 
     def load(self, digest: str) -> Artefact:
@@ -120,7 +123,7 @@ class Registry:
         with self._alone():
             changed = step(self.state())
             text = msgspec.json.format(msgspec.json.encode(changed, order="deterministic"), indent=2)
-            _put(self.state_file, text + b"\n")
+            replace_private(self.state_file, text + b"\n")
         return changed
 
     @contextmanager
@@ -130,19 +133,3 @@ class Registry:
         with os.fdopen(lock, "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-
-
-def _put(path: Path, content: bytes) -> None:
-    """Durable and whole, or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 from blake3 import blake3
 
+from dwcp.runtime.durable import replace_private
 from dwcp.runtime.errors import KeyUnusable
 from dwcp.runtime.layout import ensure
 
@@ -126,10 +127,4 @@ def _read(path: Path) -> tuple[Token, ...]:
 def _write(path: Path, tokens: tuple[Token, ...]) -> None:
     """Replaces the file atomically, so that a reader sees the old book or the new one."""
     ensure(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(tokens), indent=2) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    replace_private(path, msgspec.json.format(msgspec.json.encode(tokens), indent=2) + b"\n")
