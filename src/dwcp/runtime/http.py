@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,11 +95,12 @@ class Health:
 class Refusal(Exception):
     """Raised by a route: answered as JSON {"error": {"code", "detail"}} with that status."""
 
-    def __init__(self, status: int, code: str, detail: str) -> None:
+    def __init__(self, status: int, code: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
         self.status = status
         self.code = code
         self.detail = detail
+        self.headers = dict(headers or {})
 
 
 def principal(request: Request) -> Principal:
@@ -123,6 +124,13 @@ def json_response(value: object, status: int = 200) -> Response:
 
 def error_response(status: int, code: str, detail: str) -> Response:
     return json_response({"error": {"code": code, "detail": detail}}, status)
+
+
+def refused(refusal: Refusal) -> Response:
+    """The answer that a refusal stands for."""
+    answer = error_response(refusal.status, refusal.code, refusal.detail)
+    answer.headers.update(refusal.headers)
+    return answer
 
 
 def application(health: Health, telemetry: Telemetry) -> FastAPI:
@@ -472,7 +480,7 @@ class Listener:
 
 async def _on_refusal(_request: Request, exc: Exception) -> Response:
     assert isinstance(exc, Refusal)
-    return error_response(exc.status, exc.code, exc.detail)
+    return refused(exc)
 
 
 async def _on_invalid(_request: Request, exc: Exception) -> Response:

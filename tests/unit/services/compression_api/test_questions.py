@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.services.compression_api import scene
+from tests.unit.services.compression_api.scene import OCTETS, SPEEDS
 
-from dwcp.compression.calibration import Calibration, Speed
 from dwcp.compression.codecs import CODECS
-from dwcp.compression.table import Table
-from dwcp.runtime.http import Health, application
-from dwcp.runtime.telemetry import Telemetry
-from dwcp.services.compression_api.routes import PREDICT_PATH, Selector, add_routes
+from dwcp.services.compression_api.routes import PREDICT_PATH
 
-SPEEDS = {codec.name: Speed(2e9 / (1 + codec.wire) ** 2.5, 4e9 / (1 + codec.wire)) for codec in CODECS}
+_FOLDER: list[Path] = []
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Each request gets a service of its own; so does its folder."""
+    _FOLDER[:] = [tmp_path_factory.mktemp("capi")]
 
 
 def _ask(method: str, path: str, **more: Any) -> httpx.Response:  # Any: httpx's own arguments
-    telemetry = Telemetry("compression-api", version="0")
-    app = application(Health("compression-api", version="0"), telemetry)
-    add_routes(app, Selector(Table(Calibration("host", 0.1, SPEEDS)), telemetry=telemetry))
-
-    async def main() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://c") as client:
-            return await client.request(method, path, **more)
-
-    return asyncio.run(main())
+    place = _FOLDER[0] / str(len(list(_FOLDER[0].iterdir())))
+    place.mkdir()
+    return scene.ask(place, method, path, **more)
 
 
 def _predict(body: object) -> httpx.Response:
@@ -79,7 +77,7 @@ def test_the_old_form_is_answered_from_the_table_and_says_so() -> None:
 
     assert slow["bin"]["rate_bps"] == 1_000_000
     assert fast["codec"] == "none"
-    assert "data_type" in slow["reason"]
+    assert "from the table" in slow["reason"]
 
 
 @pytest.mark.parametrize(
@@ -91,6 +89,8 @@ def test_the_old_form_is_answered_from_the_table_and_says_so() -> None:
         ({"total_size": 1, "link": {"bandwidth_bps": 0}}, "bandwidth_bps"),
         ({"total_size": 1, "sizes": 2}, "sizes"),
         ({"total_size": 1, "sample_b64": "§"}, "base64"),
+        ({"total_size": 1, "objective": "time_under_cpu"}, "max_cpu_s"),
+        ({"total_size": 1, "objective": "luck"}, "objective"),
         ({"total_size": 1, "allowed": ["snappy"]}, "there is no codec 'snappy'"),
         ({"data_type": "text", "size": 1, "latency": 1}, "bandwidth"),
         ({"data_type": "text", "size": 1, "latency": 1, "bandwidth": 0}, "bandwidth"),
@@ -119,9 +119,8 @@ def test_headers_that_are_no_rates(text: str) -> None:
 
 def test_too_much_and_the_wrong_kind() -> None:
     """A sample beyond its limit, a body beyond any, and a form."""
-    octets = {"Content-Type": "application/octet-stream"}
-    assert _ask("POST", PREDICT_PATH, content=bytes(65_537), headers=octets).status_code == 413
-    assert _ask("POST", PREDICT_PATH, content=bytes(200_000), headers=octets).status_code == 413
+    assert _ask("POST", PREDICT_PATH, content=bytes(65_537), headers=OCTETS).status_code == 413
+    assert _ask("POST", PREDICT_PATH, content=bytes(200_000), headers=OCTETS).status_code == 413
     assert _ask("POST", PREDICT_PATH, content=b"a=b", headers={"Content-Type": "text/csv"}).status_code == 415
     large = base64.b64encode(bytes(70_000)).decode()
     assert _predict({"total_size": 1, "sample_b64": large}).status_code == 413
@@ -145,3 +144,67 @@ def test_the_codecs_and_the_model_are_shown_as_they_are() -> None:
     assert algorithms[4]["compress_bytes_per_s"] == round(SPEEDS["zstd-1"].pack_bps)
     assert (model["model"], model["tier"], model["accuracy"]) == ("none", "table", None)
     assert model["calibration"]["host"] == "host"
+
+
+def test_objectives_change_the_answer() -> None:
+    """On a slow link time wants the slowest codec; a CPU budget forbids it; a deadline allows it again."""
+    base = {"total_size": 1 << 26, "link": {"bandwidth_bps": 1e6}}
+    soonest = _predict(base).json()
+    frugal = _predict({**base, "objective": "time_under_cpu", "max_cpu_s": 0.5}).json()
+    small = _predict({**base, "objective": "bytes_under_deadline", "deadline_ms": 1e9}).json()
+
+    spent = frugal["predicted"]["compress_s"] + frugal["predicted"]["decompress_s"]
+    assert spent <= 0.5 < soonest["predicted"]["compress_s"] + soonest["predicted"]["decompress_s"]
+    assert small["predicted"]["ratio"] == max(row["ratio"] for row in small["ranked"])
+    assert _predict({**base, "objective": "cost"}).json()["objective"] == "cost"
+
+
+def test_a_batch_keeps_order_and_errors_stay_with_their_item() -> None:
+    """Forms may be mixed; an item that is none gets its own sentence."""
+    items = [
+        {"total_size": 1 << 26, "link": {"bandwidth_bps": 1e6}},
+        {"total_size": -1},
+        {"data_type": "text", "size": 1 << 26, "latency": 5, "bandwidth": 10_000},
+        {"total_size": 1, "allowed": ["snappy"]},
+        7,
+    ]
+    answer = _ask("POST", "/api/v1/compression/batch", json={"items": items})
+    answers = answer.json()["answers"]
+
+    assert (answer.status_code, answer.json()["failed"]) == (200, 3)
+    assert answers[0]["codec"] == _predict(items[0]).json()["codec"]
+    assert answers[2]["codec"] == "none"
+    codes = [each.get("error", {}).get("code") for each in answers]
+    assert codes == [None, "malformed", None, "unknown_codec", "malformed"]
+
+
+def test_a_batch_has_limits() -> None:
+    """A thousand items are answered; one more, or more than 16 MiB, are not."""
+    items = [{"total_size": 5}] * 1000
+    assert len(_ask("POST", "/api/v1/compression/batch", json={"items": items}).json()["answers"]) == 1000
+    assert _ask("POST", "/api/v1/compression/batch", json={"items": [*items, {}]}).status_code == 422
+    large = b'{"items": [' + b" " * (16 << 20) + b"]}"
+    assert _ask("POST", "/api/v1/compression/batch", content=large).status_code == 413
+
+
+def test_explain_shows_every_codec_and_the_bottleneck() -> None:
+    """Beside the answer stand all others; on a slow link sending is what takes the time."""
+    answer = _ask(
+        "POST", "/api/v1/compression/explain", json={"total_size": 1 << 26, "link": {"bandwidth_bps": 1e6}}
+    ).json()
+
+    assert {row["codec"] for row in answer["every_codec"]} == {codec.name for codec in CODECS}
+    assert answer["slowest_stage"] == "send"
+    assert answer["codec"] in {row["codec"] for row in answer["every_codec"][:3]}
+
+
+def test_simulate_goes_over_bandwidths() -> None:
+    """The same question at several rates: the answers are those of single questions, in order."""
+    rates = [1e6, 1e8, 1e10]
+    asked = {"total_size": 1 << 26, "bandwidths_bps": rates}
+    answers = _ask("POST", "/api/v1/compression/simulate", json=asked).json()["answers"]
+    single = [_predict({"total_size": 1 << 26, "link": {"bandwidth_bps": rate}}).json() for rate in rates]
+
+    assert [each["codec"] for each in answers] == [each["codec"] for each in single]
+    assert [each["bandwidth_bps"] for each in answers] == rates
+    assert len(_ask("POST", "/api/v1/compression/simulate", json={"total_size": 9}).json()["answers"]) == 9
