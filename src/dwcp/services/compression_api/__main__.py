@@ -16,8 +16,9 @@ from dwcp.services.compression_api import learned, streams
 from dwcp.services.compression_api.admission import Admission
 from dwcp.services.compression_api.config import CompressionConfig
 from dwcp.services.compression_api.desk import Desk
+from dwcp.services.compression_api.model_routes import DEPLOY_PATH, Models, add_model_routes
 from dwcp.services.compression_api.outcomes import Outcomes
-from dwcp.services.compression_api.routes import FEEDBACK_PATH, PURE_PATHS, add_routes
+from dwcp.services.compression_api.routes import COMPRESSION_PREFIX, FEEDBACK_PATH, PURE_PATHS, add_routes
 from dwcp.services.compression_api.stage import Stage
 from dwcp.services.compression_api.streams import Limits, Streams
 
@@ -43,6 +44,7 @@ async def main(config: CompressionConfig, process: Process) -> None:
     _add_checks(process.health, stage)
     app = application(process.health, telemetry)
     add_routes(app, desk, admission=admission)
+    add_model_routes(app, Models(stage, key, process.clock))
     limits = Limits(config.stream_bytes_max, config.stream_seconds_max)
     with ThreadPoolExecutor(2, thread_name_prefix="codec") as pool:
         through = Streams(desk.decide, pool=pool, limits=limits, telemetry=telemetry)
@@ -55,7 +57,7 @@ async def main(config: CompressionConfig, process: Process) -> None:
                 stop=process.stop,
                 telemetry=telemetry,
                 pure=PURE_PATHS,
-                streams=(streams.STREAM_PREFIX, "/api/v1/compression/"),
+                streams=(streams.STREAM_PREFIX, COMPRESSION_PREFIX, DEPLOY_PATH),
                 grants=(Grant(FEEDBACK_PATH, AGENTS),),
             )
         finally:

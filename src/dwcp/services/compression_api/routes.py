@@ -17,11 +17,12 @@ from dwcp.services.compression_api.admission import Admission
 from dwcp.services.compression_api.desk import Desk
 from dwcp.services.compression_api.outcomes import Outcome
 
-PREDICT_PATH = "/api/v1/compression/predict"
-BATCH_PATH = "/api/v1/compression/batch"
-EXPLAIN_PATH = "/api/v1/compression/explain"
-SIMULATE_PATH = "/api/v1/compression/simulate"
-ALGORITHMS_PATH = "/api/v1/compression/algorithms"
+COMPRESSION_PREFIX = "/api/v1/compression/"
+PREDICT_PATH = COMPRESSION_PREFIX + "predict"
+BATCH_PATH = COMPRESSION_PREFIX + "batch"
+EXPLAIN_PATH = COMPRESSION_PREFIX + "explain"
+SIMULATE_PATH = COMPRESSION_PREFIX + "simulate"
+ALGORITHMS_PATH = COMPRESSION_PREFIX + "algorithms"
 FEEDBACK_PATH = "/api/v1/feedback"
 MODEL_PATH = "/api/v1/model/info"
 PURE_PATHS = (PREDICT_PATH, BATCH_PATH, EXPLAIN_PATH, SIMULATE_PATH)  # a POST only computes an answer

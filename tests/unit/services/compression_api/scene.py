@@ -30,8 +30,9 @@ from dwcp.services.compression_api import streams
 from dwcp.services.compression_api.admission import Admission
 from dwcp.services.compression_api.deciding import Ask, Decided, ranked
 from dwcp.services.compression_api.desk import Desk
+from dwcp.services.compression_api.model_routes import DEPLOY_PATH, Models, add_model_routes
 from dwcp.services.compression_api.outcomes import Outcomes
-from dwcp.services.compression_api.routes import PURE_PATHS, add_routes
+from dwcp.services.compression_api.routes import COMPRESSION_PREFIX, PURE_PATHS, add_routes
 from dwcp.services.compression_api.stage import Stage
 from dwcp.services.compression_api.streams import Limits, Streams
 
@@ -50,6 +51,7 @@ class Service:
     stage: Stage
     telemetry: Telemetry
     seconds: list[float]  # the clock of the admission; add to its one value
+    clock: ManualClock
 
     async def ask(self, method: str, path: str, **more: Any) -> httpx.Response:  # Any: httpx's own
         return await self.client.request(method, path, **more)
@@ -66,7 +68,8 @@ async def service(
 ) -> AsyncIterator[Service]:
     telemetry = Telemetry("compression-api", version="0")
     registry = Registry(folder / "models", family.kind, public=KEY.public) if family else None
-    stage = Stage(CALIBRATION, telemetry=telemetry, clock=ManualClock(), family=family, registry=registry)
+    clock = ManualClock()
+    stage = Stage(CALIBRATION, telemetry=telemetry, clock=clock, family=family, registry=registry)
     await stage.refresh()
     desk = Desk(stage, Outcomes(CALIBRATION, telemetry=telemetry), telemetry=telemetry)
     seconds = [0.0]
@@ -75,6 +78,7 @@ async def service(
     )
     app = application(Health("compression-api", version="0"), telemetry)
     add_routes(app, desk, admission=admission)
+    add_model_routes(app, Models(stage, KEY, clock))
     book = TokenBook(folder / "tokens.json")
     token = book.create("ops", Role.OPERATOR, now_ms=0)
     with ThreadPoolExecutor(2) as pool:
@@ -85,12 +89,12 @@ async def service(
             telemetry=telemetry,
             tokens=book,
             pure=PURE_PATHS,
-            streams=(streams.STREAM_PREFIX, "/api/v1/compression/"),
+            streams=(streams.STREAM_PREFIX, COMPRESSION_PREFIX, DEPLOY_PATH),
         )
         headers = {"Authorization": f"Bearer {token}"}
         transport = httpx.ASGITransport(_with_state(gate))
         async with httpx.AsyncClient(transport=transport, base_url="http://c", headers=headers) as client:
-            yield Service(client, desk, stage, telemetry, seconds)
+            yield Service(client, desk, stage, telemetry, seconds, clock)
     stage.close()
 
 
