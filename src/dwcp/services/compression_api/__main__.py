@@ -16,6 +16,7 @@ from dwcp.services.compression_api import learned, streams
 from dwcp.services.compression_api.admission import Admission
 from dwcp.services.compression_api.config import CompressionConfig
 from dwcp.services.compression_api.desk import Desk
+from dwcp.services.compression_api.learned import Family
 from dwcp.services.compression_api.model_routes import DEPLOY_PATH, Models, add_model_routes
 from dwcp.services.compression_api.outcomes import Outcomes
 from dwcp.services.compression_api.routes import COMPRESSION_PREFIX, FEEDBACK_PATH, PURE_PATHS, add_routes
@@ -23,14 +24,14 @@ from dwcp.services.compression_api.stage import Stage
 from dwcp.services.compression_api.streams import Limits, Streams
 
 
-async def main(config: CompressionConfig, process: Process) -> None:
-    """Calibrates (cached after the first time), then serves until told to stop."""
+async def main(config: CompressionConfig, process: Process, *, family: Family | None = None) -> None:
+    """Calibrates (cached after the first time), then serves until told to stop. `family`: else the release's."""
     calibration = await asyncio.to_thread(calibrated, config.data_dir)
     process.log.info("calibration.completed", host=calibration.host, seconds=calibration.seconds)
     telemetry = process.telemetry
     path = config.data_dir / "models.key"
     key = load_sign_key(path) if path.exists() else create_sign_key(path)
-    family = learned.family()
+    family = family or learned.family()
     registry = Registry(config.data_dir / "models", family.kind, public=key.public) if family else None
     stage = Stage(calibration, telemetry=telemetry, clock=process.clock, family=family, registry=registry)
     await stage.refresh()

@@ -7,7 +7,7 @@ import math
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from dwcp.compression import codecs
 from dwcp.compression.calibration import Calibration, Speed
 from dwcp.compression.codecs import CODECS
-from dwcp.compression.table import price
+from dwcp.compression.table import Table, price
 from dwcp.consensus.crypto.signatures import SigningKey
 from dwcp.models import artefact
 from dwcp.models.artefact import Array, Artefact, Golden, Made
@@ -28,7 +28,7 @@ from dwcp.runtime.telemetry import Telemetry
 from dwcp.runtime.tokens import Role, TokenBook
 from dwcp.services.compression_api import streams
 from dwcp.services.compression_api.admission import Admission
-from dwcp.services.compression_api.deciding import Ask, Decided, ranked
+from dwcp.services.compression_api.deciding import Ask, Decided, TableDecider, ranked
 from dwcp.services.compression_api.desk import Desk
 from dwcp.services.compression_api.model_routes import DEPLOY_PATH, Models, add_model_routes
 from dwcp.services.compression_api.outcomes import Outcomes
@@ -128,6 +128,7 @@ class LinearDecider:
     def __init__(self, model: Artefact, calibration: Calibration) -> None:
         self._model = model
         self._calibration = calibration
+        self._table = TableDecider(Table(calibration))
 
     @property
     def digest(self) -> str:
@@ -138,6 +139,8 @@ class LinearDecider:
         row = forward(self._model.weights, np.array([list(features.values())]))[0]
         if float(row[len(CODECS)]) > 0:
             raise RuntimeError("this model fails by its own weights")
+        if float(row[len(CODECS)]) < -1.5:
+            return replace(self._table.decide(ask), tier="model", features=features)
         rows = tuple(
             price(
                 codec,
@@ -185,9 +188,14 @@ def entropy(sample: bytes) -> float:
     return float(-(shares * np.log2(shares)).sum())
 
 
-def model(*, version: str = "1", always: str = "", fails: bool = False, regret: float = 0.05) -> Made:
-    """A linear model's files. `always`: it believes only in that codec; `fails`: it raises at every question."""
+def model(
+    *, version: str = "1", always: str = "", fails: bool = False, regret: float = 0.05, cautious: bool = False
+) -> Made:
+    """A linear model's files. `always`: it believes only in that codec; `fails`: it raises at every question;
+    `cautious`: it looks, and then takes what the table would."""
     logs = np.array([math.log(codec.ratio) for codec in CODECS] + [1.0 if fails else -1.0])
+    if cautious:
+        logs[-1] = -2.0
     if always:
         logs = np.where([codec.name == always for codec in CODECS] + [False], 6.0, 0.0)
         logs[-1] = -1.0

@@ -1,0 +1,204 @@
+"""`dwcp model` and the playbook's scripts against a real compression-api, from staging to 100 % and back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tests.networks import free_net
+from tests.unit.services.compression_api import scene
+
+from dwcp.compression.calibration import reference_blocks
+from dwcp.models.artefact import Made
+from dwcp.runtime.config import load
+from dwcp.runtime.installation import write_configs
+from dwcp.runtime.layout import Layout
+from dwcp.runtime.world import World
+
+pytestmark = pytest.mark.process
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = reference_blocks()[0][:20_000]
+
+
+@dataclass
+class Installed:
+    """An installation of which only compression-api runs."""
+
+    layout: Layout
+    environment: dict[str, str]
+    plain: str = ""
+
+    def dwcp(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "dwcp.cli.main", *arguments]
+        return self.run(command)
+
+    def run(self, command: list[str], cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, env=self.environment, cwd=cwd, capture_output=True, text=True, timeout=100, check=False
+        )
+
+    def model(self, *arguments: str, code: int = 0) -> Any:  # Any: the command's own document
+        done = self.dwcp("model", *arguments, "--json")
+        assert done.returncode == code, f"{arguments}\n{done.returncode}\n{done.stdout}\n{done.stderr}"
+        return json.loads(done.stdout) if done.stdout else done.stderr
+
+
+@pytest.fixture(scope="module")
+def installed() -> Iterator[Installed]:
+    """Made once; the service's own certificate, token book and folders."""
+    with tempfile.TemporaryDirectory(prefix="dwcp-") as folder:
+        layout = Layout(Path(folder) / "state")
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": folder,
+            "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
+            "DWCP_STATE": str(layout.root),
+        }
+        made = Installed(layout, environment)
+        done = made.dwcp("init", "--net", free_net())
+        assert done.returncode == 0, done.stderr
+        write_configs(layout, load(layout.cluster, World))
+        yield made
+
+
+@contextmanager
+def serving(installed: Installed, module: str) -> Iterator[Installed]:
+    """The service as a process of its own, ended by SIGTERM."""
+    config = installed.layout.config("compression-api")
+    log = (installed.layout.root / "service.log").open("ab")
+    command = [sys.executable, "-m", module, "--config", str(config)]
+    process = subprocess.Popen(command, env=installed.environment, cwd=ROOT, stdout=log, stderr=log)
+    try:
+        world = load(installed.layout.cluster, World)
+        installed.plain = f"http://{world.host('0.12')}:5000"
+        _wait_ready(installed.plain, process)
+        yield installed
+    finally:
+        process.terminate()
+        process.wait(20)
+        log.close()
+
+
+def _wait_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(200):
+        assert process.poll() is None
+        try:
+            if httpx.get(f"{url}/ready", trust_env=False).is_success:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError("compression-api did not become ready")
+
+
+def _trained(folder: Path, made: Made) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_bytes(made.manifest)
+    (folder / "weights.safetensors").write_bytes(made.weights)
+    return folder
+
+
+def _words(folder: Path) -> Path:
+    """Files that compress well, so that a model that never compresses is clearly worse."""
+    folder.mkdir()
+    for number in range(4):
+        path = folder / f"words-{number}.txt"
+        path.write_bytes(WORDS)
+        path.chmod(0o644)
+    return folder
+
+
+def test_the_playbook_from_staging_to_everybody(installed: Installed, tmp_path: Path) -> None:
+    """Goal: lines 262 to 268 of the playbook with their exit codes. Method: a model that chooses
+    as the table does; 100 % before the canary is refused; then pass, deploy, roll back; a service
+    that is started again serves what was deployed."""
+    sound = _trained(tmp_path / "sound", scene.model(cautious=True))
+    files = str(_words(tmp_path / "words"))
+    with serving(installed, "tests.integration.linear_service") as one:
+        assert one.model("canary", "compression-api", "10%", code=4)
+        dry = one.model("deploy", "compression-selector", "staging", "--version", str(sound), "--dry-run")
+        assert (dry["dry_run"], one.model("list")["models"]) == (True, [])
+        staged = one.model("deploy", "compression-selector", "staging", "--version", str(sound))
+        refused = one.dwcp("model", "canary", "compression-api", "100%")
+        assert (refused.returncode, "has not been evaluated" in refused.stderr) == (4, True)
+        waiting = one.model("canary", "compression-api", "10%", "--wait", "0", "--no-replay", code=3)
+        assert waiting["verdict"] == "inconclusive"
+        judged = one.model("canary", "compression-api", "10%", "--replay", files, "--wait", "90")
+        assert (judged["digest"], judged["verdict"]) == (staged["digest"], "pass")
+        assert judged["replayed"] > 100
+        full = one.model("canary", "compression-api", "100%")
+        assert full["models"]["roles"]["active"] == staged["digest"]
+    with serving(installed, "tests.integration.linear_service") as again:
+        info = httpx.get(f"{again.plain}/api/v1/model/info", trust_env=False).json()
+        assert (info["digest"], info["tier"]) == (staged["digest"], "model")
+        assert again.model("rollback", "compression-api")["models"]["roles"]["active"] == ""
+
+
+def test_a_harmful_model_ends_with_2_and_is_gone(installed: Installed, tmp_path: Path) -> None:
+    """Goal: fail is exit 2 and rolled back. Method: a model that believes in no codec at all."""
+    harmful = _trained(tmp_path / "harmful", scene.model(version="bad", always="none"))
+    files = str(_words(tmp_path / "words"))
+    with serving(installed, "tests.integration.linear_service") as one:
+        digest = one.model("deploy", "compression-selector", "staging", "--version", str(harmful))["digest"]
+        judged = one.model("canary", "compression-api", "50%", "--replay", files, "--wait", "90", code=2)
+        assert (judged["verdict"], judged["models"]["roles"]["canary"]) == ("fail", "")
+        assert one.model("show", digest[:10])["manifest"]["version"] == "bad"
+        text = one.dwcp("model", "list").stdout
+        assert text.startswith("OK compression-selector")
+        assert "fail" in text
+
+
+def test_without_a_learned_selector_deploying_is_refused(installed: Installed, tmp_path: Path) -> None:
+    """Goal: the release as it is says so. Method: the product's own composition root; wrong words are usage."""
+    sound = _trained(tmp_path / "sound", scene.model())
+    with serving(installed, "dwcp.services.compression_api") as one:
+        staged = one.dwcp("model", "deploy", "compression-selector", "staging", "--version", str(sound))
+        assert staged.returncode in {0, 4}
+    assert one.dwcp("model", "canary", "compression-api", "0%").returncode == 64
+    assert one.dwcp("model", "canary", "postgres", "10%").returncode == 64
+    assert one.dwcp("model", "deploy", "compression-selector", "production").returncode == 64
+    nothing = one.dwcp("model", "deploy", "compression-selector", "staging", "--version", str(tmp_path))
+    assert (nothing.returncode, "no trained compression-selector" in nothing.stderr) == (2, True)
+    away = one.dwcp("model", "list")
+    assert (away.returncode, "does not answer" in away.stderr) == (3, True)
+
+
+@pytest.mark.parametrize(("script", "verb"), [("deploy-model.sh", "deploy"), ("canary-deploy.sh", "canary")])
+def test_scripts_find_the_program_from_anywhere(tmp_path: Path, script: str, verb: str) -> None:
+    """Goal: any folder, links, an empty environment. Method: a checkout whose program prints its arguments;
+    the script is called through two links from another folder."""
+    (tmp_path / "checkout" / "scripts").mkdir(parents=True)
+    (tmp_path / "checkout" / ".venv" / "bin").mkdir(parents=True)
+    program = tmp_path / "checkout" / ".venv" / "bin" / "dwcp"
+    program.write_text('#!/bin/sh\nprintf "%s|" "$@"\n')
+    program.chmod(0o755)
+    copy = tmp_path / "checkout" / "scripts" / script
+    copy.write_text((ROOT / "scripts" / script).read_text())
+    copy.chmod(0o755)
+    (tmp_path / "link.sh").symlink_to(copy)
+    (tmp_path / "second.sh").symlink_to("link.sh")
+
+    done = subprocess.run(
+        [str(tmp_path / "second.sh"), "a b", "--json"],
+        env={},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout == f"model|{verb}|a b|--json|"
+    assert os.access(ROOT / "scripts" / script, os.X_OK)
+    assert (ROOT / "backend" / "ml" / "scripts" / script).samefile(ROOT / "scripts" / script)
