@@ -12,10 +12,12 @@ from dwcp.runtime.keys import create_sign_key, load_sign_key
 from dwcp.runtime.principals import AGENTS, Grant
 from dwcp.runtime.process import Process, run
 from dwcp.runtime.registry import Registry
-from dwcp.services.compression_api import learned, streams
+from dwcp.services.compression_api import dictionaries, learned, streams
 from dwcp.services.compression_api.admission import Admission
 from dwcp.services.compression_api.config import CompressionConfig
 from dwcp.services.compression_api.desk import Desk
+from dwcp.services.compression_api.dictionaries import Dictionaries
+from dwcp.services.compression_api.dictionary_routes import DICTIONARIES_PATH, add_dictionary_routes
 from dwcp.services.compression_api.learned import Family
 from dwcp.services.compression_api.model_routes import DEPLOY_PATH, Models, add_model_routes
 from dwcp.services.compression_api.outcomes import Outcomes
@@ -46,6 +48,12 @@ async def main(config: CompressionConfig, process: Process, *, family: Family | 
     app = application(process.health, telemetry)
     add_routes(app, desk, admission=admission)
     add_model_routes(app, Models(stage, key, process.clock))
+    kept = Dictionaries(
+        config.data_dir / "dictionaries",
+        limits=dictionaries.Limits(int(config.dictionary_days * 86_400_000), config.dictionaries_max),
+        clock=process.clock,
+    )
+    add_dictionary_routes(app, kept, admission=admission, telemetry=telemetry)
     limits = Limits(config.stream_bytes_max, config.stream_seconds_max)
     with ThreadPoolExecutor(2, thread_name_prefix="codec") as pool:
         through = Streams(desk.decide, pool=pool, limits=limits, telemetry=telemetry)
@@ -58,7 +66,7 @@ async def main(config: CompressionConfig, process: Process, *, family: Family | 
                 stop=process.stop,
                 telemetry=telemetry,
                 pure=PURE_PATHS,
-                streams=(streams.STREAM_PREFIX, COMPRESSION_PREFIX, DEPLOY_PATH),
+                streams=(streams.STREAM_PREFIX, COMPRESSION_PREFIX, DEPLOY_PATH, DICTIONARIES_PATH),
                 grants=(Grant(FEEDBACK_PATH, AGENTS),),
             )
         finally:

@@ -26,10 +26,12 @@ from dwcp.runtime.http import Gate, Health, application
 from dwcp.runtime.registry import Kind, Registry
 from dwcp.runtime.telemetry import Telemetry
 from dwcp.runtime.tokens import Role, TokenBook
-from dwcp.services.compression_api import streams
+from dwcp.services.compression_api import dictionaries, streams
 from dwcp.services.compression_api.admission import Admission
 from dwcp.services.compression_api.deciding import Ask, Decided, TableDecider, ranked
 from dwcp.services.compression_api.desk import Desk
+from dwcp.services.compression_api.dictionaries import Dictionaries
+from dwcp.services.compression_api.dictionary_routes import DICTIONARIES_PATH, add_dictionary_routes
 from dwcp.services.compression_api.model_routes import DEPLOY_PATH, Models, add_model_routes
 from dwcp.services.compression_api.outcomes import Outcomes
 from dwcp.services.compression_api.routes import COMPRESSION_PREFIX, PURE_PATHS, add_routes
@@ -52,6 +54,7 @@ class Service:
     telemetry: Telemetry
     seconds: list[float]  # the clock of the admission; add to its one value
     clock: ManualClock
+    book: TokenBook
 
     async def ask(self, method: str, path: str, **more: Any) -> httpx.Response:  # Any: httpx's own
         return await self.client.request(method, path, **more)
@@ -78,6 +81,9 @@ async def service(
     )
     app = application(Health("compression-api", version="0"), telemetry)
     add_routes(app, desk, admission=admission)
+    lives = dictionaries.Limits(life_ms=86_400_000, most=3)
+    kept = Dictionaries(folder / "dictionaries", limits=lives, clock=clock)
+    add_dictionary_routes(app, kept, admission=admission, telemetry=telemetry)
     add_model_routes(app, Models(stage, KEY, clock))
     book = TokenBook(folder / "tokens.json")
     token = book.create("ops", Role.OPERATOR, now_ms=0)
@@ -89,12 +95,12 @@ async def service(
             telemetry=telemetry,
             tokens=book,
             pure=PURE_PATHS,
-            streams=(streams.STREAM_PREFIX, COMPRESSION_PREFIX, DEPLOY_PATH),
+            streams=(streams.STREAM_PREFIX, COMPRESSION_PREFIX, DEPLOY_PATH, DICTIONARIES_PATH),
         )
         headers = {"Authorization": f"Bearer {token}"}
         transport = httpx.ASGITransport(_with_state(gate))
         async with httpx.AsyncClient(transport=transport, base_url="http://c", headers=headers) as client:
-            yield Service(client, desk, stage, telemetry, seconds, clock)
+            yield Service(client, desk, stage, telemetry, seconds, clock, book)
     stage.close()
 
 
