@@ -59,9 +59,8 @@ def gather(folders: tuple[Path, ...] = FOLDERS, *, seed: int = 1) -> Replay:
     for folder in folders:
         found += _below(folder, _FILES_SEEN_MAX // len(folders))
     if not found:
-        raise ValueError(
-            f"{', '.join(map(str, folders))}: no file of {_SIZE_MIN} bytes that everybody may read"
-        )
+        places = ", ".join(map(str, folders))
+        raise NothingToReplay(f"{places}: no file of {_SIZE_MIN} bytes or more that everybody may read")
     random.Random(seed).shuffle(found)
     return Replay(tuple(found[:_FILES_MAX]), seed)
 
