@@ -37,6 +37,7 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 HEAD_BYTES_MAX = 32_768
 HEAD_SECONDS_MAX = 10.0  # a caller that has not finished its request line and headers by then is cut off
@@ -167,7 +168,7 @@ def application(health: Health, telemetry: Telemetry) -> FastAPI:
 
 
 async def serve(  # noqa: PLR0913  # a composition root passes its parts by name
-    app: FastAPI,
+    app: App,
     *,
     stop: asyncio.Event,
     telemetry: Telemetry,
@@ -208,7 +209,7 @@ async def serve(  # noqa: PLR0913  # a composition root passes its parts by name
 
 
 async def serve_configured(
-    app: FastAPI,
+    app: App,
     config: ServiceConfig,
     *,
     stop: asyncio.Event,
@@ -262,7 +263,7 @@ class Gate:
 
     def __init__(
         self,
-        app: FastAPI,
+        app: App,
         *,
         telemetry: Telemetry,
         tokens: TokenBook | None,

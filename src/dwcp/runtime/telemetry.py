@@ -201,6 +201,7 @@ class Telemetry:
         ProcessCollector(registry=self._registry)
         self._known = {metric.name: metric for metric in METRICS}
         self._made: dict[str, Counter | Gauge | Histogram] = {}
+        self._children: dict[tuple[object, ...], Any] = {}  # Any: as `_child` answers
         self.gauge("dwcp_build_info", 1, service=service, version=version)
 
     def count(self, name: str, by: float = 1, **labels: str) -> None:
@@ -226,6 +227,13 @@ class Telemetry:
     def _child(
         self, name: str, kind: Kind, labels: dict[str, str]
     ) -> Any:  # Any: prometheus types the three apart
+        key = (name, kind, *labels.items())
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = self._find(name, kind, labels)
+        return child
+
+    def _find(self, name: str, kind: Kind, labels: dict[str, str]) -> Any:  # Any: as `_child` answers
         made = self._made.get(name)
         if made is None:
             made = self._made[name] = self._make(self._known[name])

@@ -21,7 +21,13 @@ from dwcp.services.compression_api.dictionary_routes import DICTIONARIES_PATH, a
 from dwcp.services.compression_api.learned import Family
 from dwcp.services.compression_api.model_routes import DEPLOY_PATH, Models, add_model_routes
 from dwcp.services.compression_api.outcomes import Outcomes
-from dwcp.services.compression_api.routes import COMPRESSION_PREFIX, FEEDBACK_PATH, PURE_PATHS, add_routes
+from dwcp.services.compression_api.routes import (
+    COMPRESSION_PREFIX,
+    FEEDBACK_PATH,
+    PURE_PATHS,
+    Front,
+    add_routes,
+)
 from dwcp.services.compression_api.stage import Stage
 from dwcp.services.compression_api.streams import Limits, Streams
 
@@ -61,7 +67,7 @@ async def main(config: CompressionConfig, process: Process, *, family: Family | 
         watching = asyncio.create_task(stage.watch())
         try:
             await serve_configured(
-                app,
+                Front(app, desk, admission=admission),
                 config,
                 stop=process.stop,
                 telemetry=telemetry,

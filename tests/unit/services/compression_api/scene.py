@@ -34,7 +34,7 @@ from dwcp.services.compression_api.dictionaries import Dictionaries
 from dwcp.services.compression_api.dictionary_routes import DICTIONARIES_PATH, add_dictionary_routes
 from dwcp.services.compression_api.model_routes import DEPLOY_PATH, Models, add_model_routes
 from dwcp.services.compression_api.outcomes import Outcomes
-from dwcp.services.compression_api.routes import COMPRESSION_PREFIX, PURE_PATHS, add_routes
+from dwcp.services.compression_api.routes import COMPRESSION_PREFIX, PURE_PATHS, Front, add_routes
 from dwcp.services.compression_api.stage import Stage
 from dwcp.services.compression_api.streams import Limits, Streams
 
@@ -91,7 +91,7 @@ async def service(
         through = Streams(desk.decide, pool=pool, limits=limits, telemetry=telemetry)
         streams.add_routes(app, through, admission=admission, limits=limits)
         gate = Gate(
-            app,
+            Front(app, desk, admission=admission),
             telemetry=telemetry,
             tokens=book,
             pure=PURE_PATHS,

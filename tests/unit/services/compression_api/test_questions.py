@@ -146,6 +146,13 @@ def test_the_codecs_and_the_model_are_shown_as_they_are() -> None:
     assert model["calibration"]["host"] == "host"
 
 
+def test_other_methods_and_places() -> None:
+    """The hot path answers for itself, everything else as the app does."""
+    assert _ask("GET", PREDICT_PATH).status_code == 405
+    assert _ask("GET", PREDICT_PATH + "s").status_code == 404
+    assert _ask("GET", "/ready").status_code == 200
+
+
 def test_objectives_change_the_answer() -> None:
     """On a slow link time wants the slowest codec; a CPU budget forbids it; a deadline allows it again."""
     base = {"total_size": 1 << 26, "link": {"bandwidth_bps": 1e6}}
