@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any, Protocol
 
 from dwcp.compression import codecs
@@ -17,6 +18,7 @@ from dwcp.compression.table import TIER, Estimate, Table
 NOT_LOOKED_AT = "the table goes by link rate and size; it does not look at the data"
 _EGRESS_PER_BYTE = 0.02 / 1e9  # dollars (spec of the selector, §2.3)
 _CORE_SECOND = 0.04 / 3600
+_TOTAL = attrgetter("total_s")
 
 
 class Objective(StrEnum):
@@ -96,6 +98,8 @@ class TableDecider:
 
 def ranked(rows: tuple[Estimate, ...], ask: Ask) -> tuple[Estimate, ...]:
     """The rows that are allowed, best first; `none` always is."""
+    if ask.objective is Objective.TIME and not ask.allowed:
+        return tuple(sorted(rows, key=_TOTAL))
     kept = [row for row in rows if not ask.allowed or row.codec in ask.allowed or row.codec == "none"]
     return tuple(sorted(kept, key=lambda row: _score(row, ask)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -129,3 +130,19 @@ def test_places_are_taken_and_given_back() -> None:
         assert (caught.value.status, caught.value.headers["Retry-After"]) == (429, "1")
     with admission:
         pass
+
+
+@pytest.mark.parametrize(
+    "codec", [codec for codec in codecs.CODECS if codec.wire], ids=lambda codec: codec.name
+)
+def test_a_block_that_lies_about_its_size_is_refused(tmp_path: Path, codec: codecs.Codec) -> None:
+    """Goal: bombs of every codec. Method: a block whose header says 1 MiB and whose bytes would be 32 MiB; the
+    answer is an error and says nothing of the content."""
+    bomb = codec.pack(bytes(32 << 20))
+    liar = dataclasses.replace(codec, pack=lambda raw: bomb)
+    writer = Writer(Header(b"s" * 16, 1 << 20))
+    stream = [writer.header.encode(), writer.block(bytes(1 << 20), liar), writer.end()]
+
+    answer = _send(tmp_path, DECOMPRESS_PATH, b"".join(stream))
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_stream")
