@@ -57,7 +57,7 @@ def installation() -> Iterator[Installed]:
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": folder,
-            "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
+            "PYTHONPATH": ":".join([str(ROOT / "src"), str(ROOT), *sys.path[1:]]),
             "DWCP_STATE": str(layout.root),
         }
         made = Installed(layout, environment)

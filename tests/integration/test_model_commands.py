@@ -84,12 +84,18 @@ def test_a_harmful_model_ends_with_2_and_is_gone(installed: Installed, tmp_path:
         assert "fail" in text
 
 
-def test_without_a_learned_selector_deploying_is_refused(installed: Installed, tmp_path: Path) -> None:
-    """Goal: the release as it is says so. Method: the product's own composition root; wrong words are usage."""
-    sound = _trained(tmp_path / "sound", scene.model())
+def test_the_release_and_its_own_selector(installed: Installed, tmp_path: Path) -> None:
+    """Goal: the playbook's lines with the model that is in the checkout, driven by this machine's files; a
+    model of another family is refused. Method: the product's own composition root; wrong words are usage."""
+    other = _trained(tmp_path / "other", scene.model())
     with serving(installed, "dwcp.services.compression_api") as one:
-        staged = one.dwcp("model", "deploy", "compression-selector", "staging", "--version", str(sound))
-        assert staged.returncode in {0, 4}
+        refused = one.dwcp("model", "deploy", "compression-selector", "staging", "--version", str(other))
+        assert (refused.returncode, "manifest cannot be read" in refused.stderr) == (4, True)
+        staged = one.model("deploy", "compression-selector", "staging")
+        assert staged["checks"]["regret_gmean_A"] < 0.1
+        judged = one.model("canary", "compression-api", "10%", "--wait", "90")
+        assert (judged["verdict"], judged["digest"]) == ("pass", staged["digest"])
+        assert one.model("canary", "compression-api", "100%")["digest"] == staged["digest"]
     assert one.dwcp("model", "canary", "compression-api", "0%").returncode == 64
     assert one.dwcp("model", "canary", "postgres", "10%").returncode == 64
     assert one.dwcp("model", "deploy", "compression-selector", "production").returncode == 64

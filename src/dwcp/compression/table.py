@@ -12,7 +12,7 @@ looks at the data (tier "table"). Bins are half a decade of rate and a factor of
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from dwcp.compression.calibration import BLOCK_OVERHEAD_S, Calibration, Speed
 from dwcp.compression.codecs import CODECS, Codec
@@ -73,20 +73,33 @@ class Table:
 
     def _cost(self, codec: Codec, *, rate_bps: float, size_bytes: int) -> Estimate:
         speed = self.calibration.speeds[codec.name]
-        found = price(codec, ratio=codec.ratio, speed=speed, rate_bps=rate_bps, size_bytes=size_bytes)
-        blocks = max(1, math.ceil(size_bytes / BLOCK_BYTES))
-        more_s = blocks * (self.calibration.block_overhead_s - BLOCK_OVERHEAD_S)
-        return replace(found, total_s=found.total_s + more_s)
+        overhead_s = self.calibration.block_overhead_s
+        return price(
+            codec,
+            ratio=codec.ratio,
+            speed=speed,
+            rate_bps=rate_bps,
+            size_bytes=size_bytes,
+            block_overhead_s=overhead_s,
+        )
 
 
-def price(codec: Codec, *, ratio: float, speed: Speed, rate_bps: float, size_bytes: int) -> Estimate:
+def price(
+    codec: Codec,
+    *,
+    ratio: float,
+    speed: Speed,
+    rate_bps: float,
+    size_bytes: int,
+    block_overhead_s: float = BLOCK_OVERHEAD_S,
+) -> Estimate:
     """What a codec that shrinks by `ratio` at these speeds costs on this link, by the module's cost model."""
     blocks = max(1, math.ceil(size_bytes / BLOCK_BYTES))
     compress = size_bytes / (speed.pack_bps * CPU_SHARE) if codec.wire else 0.0
     decompress = size_bytes / (speed.unpack_bps * CPU_SHARE) if codec.wire else 0.0
     send = size_bytes / ratio * 8 / rate_bps
     overlap = (blocks - 1) / blocks * max(compress, send, decompress)
-    total = blocks * BLOCK_OVERHEAD_S + (compress + send + decompress) / blocks + overlap
+    total = blocks * block_overhead_s + (compress + send + decompress) / blocks + overlap
     return Estimate(codec.name, ratio, compress, send, decompress, total)
 
 

@@ -12,13 +12,14 @@ from dwcp.runtime.keys import create_sign_key, load_sign_key
 from dwcp.runtime.principals import AGENTS, Grant
 from dwcp.runtime.process import Process, run
 from dwcp.runtime.registry import Registry
-from dwcp.services.compression_api import dictionaries, learned, streams
+from dwcp.services.compression_api import dictionaries, streams
 from dwcp.services.compression_api.admission import Admission
 from dwcp.services.compression_api.config import CompressionConfig
 from dwcp.services.compression_api.desk import Desk
 from dwcp.services.compression_api.dictionaries import Dictionaries
 from dwcp.services.compression_api.dictionary_routes import DICTIONARIES_PATH, add_dictionary_routes
 from dwcp.services.compression_api.learned import Family
+from dwcp.services.compression_api.learned_selector import SelectorFamily
 from dwcp.services.compression_api.model_routes import DEPLOY_PATH, Models, add_model_routes
 from dwcp.services.compression_api.outcomes import Outcomes
 from dwcp.services.compression_api.routes import (
@@ -39,7 +40,7 @@ async def main(config: CompressionConfig, process: Process, *, family: Family | 
     telemetry = process.telemetry
     path = config.data_dir / "models.key"
     key = load_sign_key(path) if path.exists() else create_sign_key(path)
-    family = family or learned.family()
+    family = family or SelectorFamily()
     registry = Registry(config.data_dir / "models", family.kind, public=key.public) if family else None
     stage = Stage(calibration, telemetry=telemetry, clock=process.clock, family=family, registry=registry)
     await stage.refresh()
@@ -82,11 +83,11 @@ async def main(config: CompressionConfig, process: Process, *, family: Family | 
 
 def _add_checks(health: Health, stage: Stage) -> None:
     def calibration() -> Check:
-        found = {"host": stage.calibration.host, "tier": "model" if stage.incumbent.digest else "table"}
+        found = {"host": stage.calibration.host, "tier": stage.tier}
         return Check(Verdict.OK, "speeds of this host", found)
 
     def model() -> Check:
-        verdict = Verdict.WARN if stage.trouble or stage.drift.changed else Verdict.OK
+        verdict = Verdict.WARN if stage.trouble or stage.damaged or stage.drift.changed else Verdict.OK
         return Check(verdict, stage.detail(), {"digest": stage.incumbent.digest or "none"})
 
     health.add("calibration", calibration, needed=True)

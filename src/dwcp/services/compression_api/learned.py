@@ -29,10 +29,5 @@ class Family(Protocol):
         ...
 
     def shipped(self, calibration: Calibration) -> Decider | None:
-        """The model that came with this release, pinned by its digest in the code; None without one."""
+        """The model that came with this release; None without one. Raises `ModelRefused`."""
         ...
-
-
-def family() -> Family | None:
-    """The family of this release. None: it has no learned selector, and the table answers."""
-    return None

@@ -84,7 +84,7 @@ def add_routes(app: FastAPI, desk: Desk, *, admission: Admission) -> None:
         return json_response(desk.report(await bodies.read(request, Outcome)))
 
     async def algorithms(_request: Request) -> Response:
-        return json_response({"tier": "table", "algorithms": desk.algorithms()})
+        return json_response({"tier": desk.stage.tier, "algorithms": desk.algorithms()})
 
     async def model(_request: Request) -> Response:
         return json_response(desk.model())

@@ -56,10 +56,11 @@ class Stage:
         self.trial: Trial | None = None
         self.drift = Drift()
         self.trouble = ""  # why the active model does not serve
+        self.damaged = ""  # why the model that shipped does not
         self._clock = clock
         self._telemetry = telemetry
         self._table = TableDecider(Table(calibration))
-        self._shipped = family.shipped(calibration) if family else None
+        self._shipped = self._own()
         self._artefacts: dict[str, Artefact] = {}
         self._baking_until_ms = 0
         self._stamp: tuple[int, int] | None = None
@@ -111,6 +112,11 @@ class Stage:
         registry = self._require_registry()
         return step(registry.state()) if dry_run else registry.change(step)
 
+    @property
+    def tier(self) -> str:
+        """Who answers where a look pays off."""
+        return "model" if self.incumbent.digest else "table"
+
     async def apply(self, step: Step, *, dry_run: bool = False) -> Lifecycle:
         """`change` off the loop, then the models of the new state in place."""
         state = await asyncio.to_thread(self.change, step, dry_run=dry_run)
@@ -145,8 +151,7 @@ class Stage:
         """Other speeds of this host: the table and every model are made anew from them."""
         self.calibration = calibration
         self._table = TableDecider(Table(calibration))
-        if self.family is not None:
-            self._shipped = self.family.shipped(calibration)
+        self._shipped = self._own()
         self._swap(self.state)
 
     def _swap(self, state: Lifecycle) -> None:
@@ -213,6 +218,14 @@ class Stage:
             self._stamp = self._stamped()
 
     # what there is
+
+    def _own(self) -> Decider | None:
+        """The model that shipped; where its files are damaged, that is said and the table stands in."""
+        try:
+            return self.family.shipped(self.calibration) if self.family else None
+        except ModelRefused as exc:
+            self.damaged = str(exc)
+            return None
 
     def _decider(self, digest: str) -> Decider:
         artefact = self._artefacts.get(digest)
@@ -285,6 +298,8 @@ class Stage:
         }
 
     def detail(self) -> str:
+        if self.damaged:
+            return f"the model of this release does not serve: {self.damaged}"
         if self.trouble:
             return f"the active model does not serve: {self.trouble}"
         if self.incumbent is self._table:

@@ -32,6 +32,7 @@ from dwcp.services.compression_api.deciding import Ask, Decided, TableDecider, r
 from dwcp.services.compression_api.desk import Desk
 from dwcp.services.compression_api.dictionaries import Dictionaries
 from dwcp.services.compression_api.dictionary_routes import DICTIONARIES_PATH, add_dictionary_routes
+from dwcp.services.compression_api.learned import Family
 from dwcp.services.compression_api.model_routes import DEPLOY_PATH, Models, add_model_routes
 from dwcp.services.compression_api.outcomes import Outcomes
 from dwcp.services.compression_api.routes import COMPRESSION_PREFIX, PURE_PATHS, Front, add_routes
@@ -64,7 +65,7 @@ class Service:
 async def service(
     folder: Path,
     *,
-    family: LinearFamily | None = None,
+    family: Family | None = None,
     rated_per_s: float = 1e9,
     streams_max: int = 8,
     limits: Limits = Limits(1 << 30, 60.0),
