@@ -66,8 +66,11 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             paced = await open_loop(url, token, bodies, rate=arguments.rate, seconds=arguments.seconds)
         async with serving(layout, arguments.module, rated=fast["per_s"] / 4) as (url, process):
             over = await closed_loop(url, token, bodies, seconds=arguments.seconds, process=process)
-        async with serving(layout, arguments.module, pinned=False) as (url, _):
+        async with serving(layout, arguments.module, pinned=False) as (url, process):
+            before = cpu_s(process)
             stream = await streamed(url, token, mib=arguments.stream_mib, codec=arguments.codec)
+            sent_mib = 3 * arguments.stream_mib
+            stream["stream_cpu_ms_per_mib"] = round(1e3 * (cpu_s(process) - before) / sent_mib, 2)
     return {
         "predict_per_s": fast["per_s"],
         "predict_cpu_us": fast["cpu_us"],
@@ -243,6 +246,9 @@ async def streamed(url: str, token: str, *, mib: int, codec: str) -> dict[str, A
     parts = [reference_blocks()[0] + reference_blocks()[1]] * 8
     block = b"".join(parts)[:BLOCK]
     ratios, ours, library = [], [], []
+    cpu = time.process_time()
+    await asyncio.to_thread(in_library, block, mib, codec)
+    cpu = time.process_time() - cpu
     for _ in range(3):
         library.append(await asyncio.to_thread(in_library, block, mib, codec))
         ours.append(await through(url, token, block, mib, codec))
@@ -251,6 +257,7 @@ async def streamed(url: str, token: str, *, mib: int, codec: str) -> dict[str, A
         "stream_codec": codec,
         "stream_mb_per_s": round(statistics.median(ours) / 1e6, 1),
         "library_mb_per_s": round(statistics.median(library) / 1e6, 1),
+        "library_cpu_ms_per_mib": round(1e3 * cpu / mib, 2),
         "stream_share": round(statistics.median(ratios), 3),
     }
 
