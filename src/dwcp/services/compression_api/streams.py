@@ -267,12 +267,17 @@ def _sample(raw: bytes) -> bytes:
 
 
 async def _blocks(body: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
-    """The same bytes in blocks of `size`, the last one shorter."""
-    pending = bytearray()
+    """The same bytes in blocks of `size`, the last one shorter; each byte is copied once."""
+    pieces: list[bytes] = []
+    held = 0
     async for piece in body:
-        pending += piece
-        while len(pending) >= size:
-            yield bytes(memoryview(pending)[:size])
-            del pending[:size]
-    if pending:
-        yield bytes(pending)
+        rest = piece
+        while held + len(rest) >= size:
+            cut = size - held
+            yield b"".join([*pieces, rest[:cut]])
+            pieces, held, rest = [], 0, rest[cut:]
+        if rest:
+            pieces.append(rest)
+            held += len(rest)
+    if pieces:
+        yield b"".join(pieces)
