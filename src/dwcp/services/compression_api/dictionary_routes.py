@@ -85,7 +85,7 @@ def add_dictionary_routes(
         (one + "/compress", compressed, "POST"),
         (one + "/decompress", decompressed, "POST"),
     ):
-        app.router.add_route(path, route, methods=[method])
+        app.add_api_route(path, route, methods=[method], response_model=None)
 
 
 def _tenant(request: Request) -> str:

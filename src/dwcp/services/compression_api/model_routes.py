@@ -195,7 +195,7 @@ def add_model_routes(app: FastAPI, models: Models) -> None:
         (MODELS_PATH + "/canary", tried_on_some, "POST"),
         (MODELS_PATH + "/rollback", withdrawn, "POST"),
     ):
-        app.router.add_route(path, _guarded(route), methods=[method])
+        app.add_api_route(path, _guarded(route), methods=[method], response_model=None)
 
 
 def _guarded(route: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import structlog
 from fastapi import FastAPI
 from starlette.datastructures import Headers
-from starlette.routing import Route
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from dwcp.compression import codecs, container
@@ -53,11 +53,14 @@ class Limits:
     in_work: int = 2
 
 
-class StreamEndpoint:
-    """An ASGI endpoint that answers while it reads. Starlette's streaming answer cannot: it reads the body
-    itself, to notice a caller that has gone."""
+class StreamEndpoint(Response):
+    """An answer that is made while the body is read; it keeps nothing of a request, so one serves all.
+
+    Starlette's streaming answer cannot do that: it reads the body itself, to notice a caller that has gone.
+    """
 
     def __init__(self, transform: Transform, *, admission: Admission, limits: Limits, kind: str) -> None:
+        super().__init__()
         self._transform = transform
         self._admission = admission
         self._limits = limits
@@ -66,8 +69,6 @@ class StreamEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = _Answer(send, self._kind)
         try:
-            if scope["method"] != "POST":
-                raise Refusal(405, "method_not_allowed", f"{scope['path']} takes POST")
             with self._admission:
                 async with asyncio.timeout(self._limits.seconds_max):
                     async for piece in self._transform(Headers(scope=scope), _body(receive)):
@@ -246,7 +247,14 @@ def add_routes(app: FastAPI, streams: Streams, *, admission: Admission, limits: 
         (DECOMPRESS_PATH, streams.decompress, "application/octet-stream"),
     ):
         endpoint = StreamEndpoint(transform, admission=admission, limits=limits, kind=kind)
-        app.router.routes.append(Route(path, endpoint))
+        app.add_api_route(path, _answering(endpoint), methods=["POST"], response_model=None)
+
+
+def _answering(endpoint: StreamEndpoint) -> Callable[[], Awaitable[Response]]:
+    async def answer() -> Response:
+        return endpoint
+
+    return answer
 
 
 def _pack(raw: bytes, codec: Codec, stream_id: bytes, index: int) -> bytes:

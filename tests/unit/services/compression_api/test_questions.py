@@ -153,6 +153,15 @@ def test_other_methods_and_places() -> None:
     assert _ask("GET", "/ready").status_code == 200
 
 
+def test_every_route_is_described() -> None:
+    """Goal: whoever checks all routes for their token finds them. Method: the description lists each."""
+    paths = set(_ask("GET", "/openapi.json").json()["paths"])
+    ours = {"compression/predict", "compression/batch", "feedback", "stream/compress", "stream/decompress"}
+    ours |= {"models", "models/deploy", "models/canary", "models/rollback", "dictionaries/{digest}/compress"}
+
+    assert {f"/api/v1/{path}" for path in ours} <= paths
+
+
 def test_objectives_change_the_answer() -> None:
     """On a slow link time wants the slowest codec; a CPU budget forbids it; a deadline allows it again."""
     base = {"total_size": 1 << 26, "link": {"bandwidth_bps": 1e6}}
