@@ -146,7 +146,7 @@ class LinearDecider:
         row = forward(self._model.weights, np.array([list(features.values())]))[0]
         if float(row[len(CODECS)]) > 0:
             raise RuntimeError("this model fails by its own weights")
-        if float(row[len(CODECS)]) < -1.5:
+        if -2.5 < float(row[len(CODECS)]) < -1.5:
             return replace(self._table.decide(ask), tier="model", features=features)
         rows = tuple(
             price(
@@ -159,7 +159,10 @@ class LinearDecider:
             for codec in CODECS
         )
         best = ranked(rows, ask)
-        return Decided(codecs.by_name(best[0].codec), best, "model", "predicted", None, features)
+        chosen = codecs.by_name(best[0].codec)
+        if float(row[len(CODECS)]) < -2.5:
+            chosen = CODECS[int(np.argmax(row[: len(CODECS)]))]
+        return Decided(chosen, best, "model", "predicted", None, features)
 
     def describe(self) -> dict[str, Any]:
         manifest = self._model.manifest
@@ -198,14 +201,14 @@ def entropy(sample: bytes) -> float:
 def model(
     *, version: str = "1", always: str = "", fails: bool = False, regret: float = 0.05, cautious: bool = False
 ) -> Made:
-    """A linear model's files. `always`: it believes only in that codec; `fails`: it raises at every question;
+    """A linear model's files. `always`: it takes that codec on every link; `fails`: it raises at every question;
     `cautious`: it looks, and then takes what the table would."""
     logs = np.array([math.log(codec.ratio) for codec in CODECS] + [1.0 if fails else -1.0])
     if cautious:
         logs[-1] = -2.0
     if always:
         logs = np.where([codec.name == always for codec in CODECS] + [False], 6.0, 0.0)
-        logs[-1] = -1.0
+        logs[-1] = -3.0
     weights = {"w": np.zeros((2, len(logs)), np.float32), "b": logs.astype(np.float32)}
     rows = np.array([[4.0, 20.0]])
     golden = tuple(Golden((4.0, 20.0), tuple(map(float, out))) for out in forward(weights, rows))
