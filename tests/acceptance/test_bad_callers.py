@@ -25,7 +25,8 @@ from dwcp.runtime.world import OPERATOR
 pytestmark = [pytest.mark.process, pytest.mark.timeout(600)]
 CHANGING = ("POST", "PUT", "PATCH", "DELETE")
 # A POST here computes an answer from its body and changes nothing.
-PURE = {("compression-api", "/api/v1/compression/predict")}
+QUESTIONS = ("predict", "batch", "explain", "simulate")
+PURE = {("compression-api", f"/api/v1/compression/{question}") for question in QUESTIONS}
 GROWTH_BYTES_MAX = 64 << 20
 CONNECTIONS = 40
 CENTRAL = ("dwcp-manager", "compression-api", "maddpg-allocator", "dwcp-monitoring")
@@ -58,6 +59,8 @@ def test_every_service_publishes_its_routes(world: Siege) -> None:
     found = routes(world)
     assert "/api/v1/workloads/{identity}/cancel" in found["dwcp-manager"]
     assert "/v1/place" in found["maddpg-allocator"]
+    assert {path for name, path in PURE if name == "compression-api"} <= set(found["compression-api"])
+    assert {"/api/v1/stream/compress", "/api/v1/models/deploy"} <= set(found["compression-api"])
     assert "/v1/payloads" in found["dwcp-agent-oslo"]
     assert all("/health" in paths for paths in found.values())
 

@@ -41,11 +41,12 @@ class ServiceUnavailable(RuntimeFault):
 
 
 class ControlPlane:
-    """Calls to the manager. One connection, kept open."""
+    """Calls to the manager, or to the service that `who` names. One connection, kept open."""
 
-    def __init__(self, client: httpx.Client, url: str) -> None:
+    def __init__(self, client: httpx.Client, url: str, *, who: str = "the manager") -> None:
         self._client = client
         self._url = url
+        self._who = who
 
     def ask(self, shape: type[T], wanted: Request) -> T:
         """The answer. Raises `ServiceRefused`, `ServiceUnavailable`, `NotRunning`."""
@@ -56,10 +57,10 @@ class ControlPlane:
                 wanted.method, self._url + wanted.path, content=wanted.body or None, headers=wanted.headers
             )
         except httpx.ConnectError as exc:
-            raise NotRunning(f"the manager does not answer at {self._url}: start it with `dwcp up`") from exc
+            raise NotRunning(f"{self._who} does not answer at {self._url}: start it with `dwcp up`") from exc
         except httpx.HTTPError as exc:
             detail = str(exc) or type(exc).__name__
-            raise ServiceUnavailable(f"the manager broke off: {detail}; ask again") from exc
+            raise ServiceUnavailable(f"{self._who} broke off: {detail}; ask again") from exc
         if got.status_code >= 500:
             raise ServiceUnavailable(refusal(got.content, status=got.status_code).detail)
         if not got.is_success:
@@ -68,7 +69,7 @@ class ControlPlane:
         try:
             return answer(shape, got.content)
         except AnswerMalformed as exc:
-            raise ServiceUnavailable(f"the manager's answer cannot be read: {exc}") from exc
+            raise ServiceUnavailable(f"the answer of {self._who} cannot be read: {exc}") from exc
 
 
 @contextmanager
@@ -85,6 +86,23 @@ def control_plane(env: Environment, layout: Layout) -> Iterator[ControlPlane]:
     context = client_context(env.operator_tls(layout))
     with httpx.Client(verify=context, timeout=TIMEOUT_S, trust_env=False) as client:
         yield ControlPlane(client, where)
+
+
+@contextmanager
+def service(env: Environment, layout: Layout, name: str) -> Iterator[ControlPlane]:
+    """The installation's service of that name. Raises `NotRunning` where nothing is installed."""
+    import httpx
+
+    from dwcp.runtime.config import load
+    from dwcp.runtime.keys import client_context
+    from dwcp.runtime.world import World, services, url
+
+    require_installed(layout)
+    plan = next(plan for plan in services(load(layout.cluster, World), layout) if plan.name == name)
+    assert plan.mutual is not None
+    context = client_context(env.operator_tls(layout))
+    with httpx.Client(verify=context, timeout=TIMEOUT_S, trust_env=False) as client:
+        yield ControlPlane(client, url(plan.mutual, tls=True), who=name)
 
 
 def require_installed(layout: Layout) -> None:

@@ -47,6 +47,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("status", "platform", PLATFORM, "show what runs and how it is"),
     Entry("logs", "logs", PLATFORM, "show the logs of services or of a workload"),
     Entry("token", "token", PLATFORM, "make, list and revoke access tokens"),
+    Entry("model", "model", PLATFORM, "deploy, try and withdraw learned models"),
     Entry("doctor", "doctor", PLATFORM, "check this machine and this installation"),
     Entry("submit", "submit", WORK, "submit a job with its files"),
     Entry("watch", "watch", WORK, "follow a workload"),

@@ -14,12 +14,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dwcp.compression.calibration import Calibration
+from dwcp.compression.calibration import BLOCK_OVERHEAD_S, Calibration, Speed
 from dwcp.compression.codecs import CODECS, Codec
 
 TIER = "table"
 BLOCK_BYTES = 1 << 20
-_CPU_SHARE = 0.5  # of one core: both ends have other work
+CPU_SHARE = 0.5  # of one core: both ends have other work
 _NEAR_BEST = 1.03  # within 3 % of the best the cheapest in CPU wins: ratios are not known better than that
 RATES_BPS = tuple(10 ** (6 + step / 2) for step in range(9))  # 1 Mbit/s to 10 Gbit/s
 SIZES_BYTES = tuple(1 << (14 + 2 * step) for step in range(9))  # 16 KiB to 1 GiB
@@ -73,13 +73,34 @@ class Table:
 
     def _cost(self, codec: Codec, *, rate_bps: float, size_bytes: int) -> Estimate:
         speed = self.calibration.speeds[codec.name]
-        blocks = max(1, math.ceil(size_bytes / BLOCK_BYTES))
-        compress = size_bytes / (speed.pack_bps * _CPU_SHARE) if codec.wire else 0.0
-        decompress = size_bytes / (speed.unpack_bps * _CPU_SHARE) if codec.wire else 0.0
-        send = size_bytes / codec.ratio * 8 / rate_bps
-        overlap = (blocks - 1) / blocks * max(compress, send, decompress)
-        total = blocks * self.calibration.block_overhead_s + (compress + send + decompress) / blocks + overlap
-        return Estimate(codec.name, codec.ratio, compress, send, decompress, total)
+        overhead_s = self.calibration.block_overhead_s
+        return price(
+            codec,
+            ratio=codec.ratio,
+            speed=speed,
+            rate_bps=rate_bps,
+            size_bytes=size_bytes,
+            block_overhead_s=overhead_s,
+        )
+
+
+def price(
+    codec: Codec,
+    *,
+    ratio: float,
+    speed: Speed,
+    rate_bps: float,
+    size_bytes: int,
+    block_overhead_s: float = BLOCK_OVERHEAD_S,
+) -> Estimate:
+    """What a codec that shrinks by `ratio` at these speeds costs on this link, by the module's cost model."""
+    blocks = max(1, math.ceil(size_bytes / BLOCK_BYTES))
+    compress = size_bytes / (speed.pack_bps * CPU_SHARE) if codec.wire else 0.0
+    decompress = size_bytes / (speed.unpack_bps * CPU_SHARE) if codec.wire else 0.0
+    send = size_bytes / ratio * 8 / rate_bps
+    overlap = (blocks - 1) / blocks * max(compress, send, decompress)
+    total = blocks * block_overhead_s + (compress + send + decompress) / blocks + overlap
+    return Estimate(codec.name, ratio, compress, send, decompress, total)
 
 
 def _cheapest_near_best(ranked: tuple[Estimate, ...]) -> Codec:

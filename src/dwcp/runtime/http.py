@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 HEAD_BYTES_MAX = 32_768
 HEAD_SECONDS_MAX = 10.0  # a caller that has not finished its request line and headers by then is cut off
@@ -95,11 +96,12 @@ class Health:
 class Refusal(Exception):
     """Raised by a route: answered as JSON {"error": {"code", "detail"}} with that status."""
 
-    def __init__(self, status: int, code: str, detail: str) -> None:
+    def __init__(self, status: int, code: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
         self.status = status
         self.code = code
         self.detail = detail
+        self.headers = dict(headers or {})
 
 
 def principal(request: Request) -> Principal:
@@ -123,6 +125,13 @@ def json_response(value: object, status: int = 200) -> Response:
 
 def error_response(status: int, code: str, detail: str) -> Response:
     return json_response({"error": {"code": code, "detail": detail}}, status)
+
+
+def refused(refusal: Refusal) -> Response:
+    """The answer that a refusal stands for."""
+    answer = error_response(refusal.status, refusal.code, refusal.detail)
+    answer.headers.update(refusal.headers)
+    return answer
 
 
 def application(health: Health, telemetry: Telemetry) -> FastAPI:
@@ -159,7 +168,7 @@ def application(health: Health, telemetry: Telemetry) -> FastAPI:
 
 
 async def serve(  # noqa: PLR0913  # a composition root passes its parts by name
-    app: FastAPI,
+    app: App,
     *,
     stop: asyncio.Event,
     telemetry: Telemetry,
@@ -200,7 +209,7 @@ async def serve(  # noqa: PLR0913  # a composition root passes its parts by name
 
 
 async def serve_configured(
-    app: FastAPI,
+    app: App,
     config: ServiceConfig,
     *,
     stop: asyncio.Event,
@@ -254,7 +263,7 @@ class Gate:
 
     def __init__(
         self,
-        app: FastAPI,
+        app: App,
         *,
         telemetry: Telemetry,
         tokens: TokenBook | None,
@@ -472,7 +481,7 @@ class Listener:
 
 async def _on_refusal(_request: Request, exc: Exception) -> Response:
     assert isinstance(exc, Refusal)
-    return error_response(exc.status, exc.code, exc.detail)
+    return refused(exc)
 
 
 async def _on_invalid(_request: Request, exc: Exception) -> Response:

@@ -32,8 +32,11 @@ class Metric:
     kind: Kind
     help: str
     labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()  # of a histogram; empty: by its unit
 
 
+TINY_SECONDS = (1e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 1.5e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 1e-1, 1)
+LOG_ERRORS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.5)
 FAST_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 METRICS: tuple[Metric, ...] = (
@@ -95,7 +98,76 @@ METRICS: tuple[Metric, ...] = (
         "Mean reward of the learned policy; 0 while there is none.",
     ),
     # data path
-    Metric("dwcp_compression_predictions_total", Kind.COUNTER, "Codec choices made.", ("codec", "tier")),
+    Metric(
+        "dwcp_compression_predictions_total",
+        Kind.COUNTER,
+        "Codec choices made.",
+        ("codec", "tier", "objective"),
+    ),
+    Metric(
+        "dwcp_compression_selection_seconds",
+        Kind.HISTOGRAM,
+        "Time to choose a codec, the request around it left out.",
+        ("tier",),
+        TINY_SECONDS,
+    ),
+    Metric(
+        "dwcp_compression_predicted_saved_seconds_total",
+        Kind.COUNTER,
+        "Seconds that choices save by prediction.",
+        ("against",),
+    ),
+    Metric("dwcp_compression_feedback_total", Kind.COUNTER, "Outcomes reported for decisions.", ("result",)),
+    Metric(
+        "dwcp_compression_residual_log",
+        Kind.HISTOGRAM,
+        "Absolute natural log of actual over predicted.",
+        ("what",),
+        LOG_ERRORS,
+    ),
+    Metric(
+        "dwcp_compression_calibration_scale",
+        Kind.GAUGE,
+        "Factor that outcomes put on a codec's measured speed.",
+        ("codec",),
+    ),
+    Metric(
+        "dwcp_compression_overload_total", Kind.COUNTER, "Requests answered 429 because of load.", ("reason",)
+    ),
+    Metric("dwcp_compression_streams_open", Kind.GAUGE, "Streams being compressed or decompressed."),
+    Metric(
+        "dwcp_compression_stream_raw_bytes_total", Kind.COUNTER, "Uncompressed bytes of streams.", ("way",)
+    ),
+    Metric(
+        "dwcp_compression_stream_packed_bytes_total", Kind.COUNTER, "Compressed bytes of streams.", ("way",)
+    ),
+    Metric(
+        "dwcp_compression_refused_total",
+        Kind.COUNTER,
+        "Streams and messages refused: a bomb, damage, a limit.",
+        ("reason",),
+    ),
+    Metric("dwcp_compression_dictionaries", Kind.GAUGE, "Dictionaries held."),
+    Metric(
+        "dwcp_compression_model_info",
+        Kind.GAUGE,
+        "1 for the model in each role; its digest is a label.",
+        ("role", "digest"),
+    ),
+    Metric("dwcp_compression_model_errors_total", Kind.COUNTER, "Faults of models; the table answered."),
+    Metric("dwcp_compression_shadow_samples", Kind.GAUGE, "Decisions priced under both models."),
+    Metric(
+        "dwcp_compression_shadow_regret_log",
+        Kind.GAUGE,
+        "Mean log of the candidate's cost over the incumbent's.",
+    ),
+    Metric("dwcp_compression_shadow_skipped_total", Kind.COUNTER, "Decisions too many to be priced."),
+    Metric(
+        "dwcp_compression_drift_psi",
+        Kind.GAUGE,
+        "Population stability index of a feature; above 0.25 the data has changed.",
+        ("feature",),
+    ),
     Metric("dwcp_ship_raw_bytes_total", Kind.COUNTER, "Bytes moved before compression.", ("direction",)),
     Metric("dwcp_ship_wire_bytes_total", Kind.COUNTER, "Bytes moved after compression.", ("direction",)),
     Metric(
@@ -129,6 +201,7 @@ class Telemetry:
         ProcessCollector(registry=self._registry)
         self._known = {metric.name: metric for metric in METRICS}
         self._made: dict[str, Counter | Gauge | Histogram] = {}
+        self._children: dict[tuple[object, ...], Any] = {}  # Any: as `_child` answers
         self.gauge("dwcp_build_info", 1, service=service, version=version)
 
     def count(self, name: str, by: float = 1, **labels: str) -> None:
@@ -154,6 +227,13 @@ class Telemetry:
     def _child(
         self, name: str, kind: Kind, labels: dict[str, str]
     ) -> Any:  # Any: prometheus types the three apart
+        key = (name, kind, *labels.items())
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = self._find(name, kind, labels)
+        return child
+
+    def _find(self, name: str, kind: Kind, labels: dict[str, str]) -> Any:  # Any: as `_child` answers
         made = self._made.get(name)
         if made is None:
             made = self._made[name] = self._make(self._known[name])
@@ -168,7 +248,8 @@ class Telemetry:
             case Kind.GAUGE:
                 return Gauge(metric.name, metric.help, metric.labels, registry=self._registry)
             case Kind.HISTOGRAM:
-                buckets = FAST_SECONDS if metric.name.endswith("_seconds") else _COUNT_BUCKETS
+                unit = FAST_SECONDS if metric.name.endswith("_seconds") else _COUNT_BUCKETS
+                buckets = metric.buckets or unit
                 return Histogram(
                     metric.name, metric.help, metric.labels, registry=self._registry, buckets=buckets
                 )

@@ -3,34 +3,95 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
 
-from dwcp.compression.table import Table
 from dwcp.runtime.choosing import calibrated
-from dwcp.runtime.http import Check, Verdict, application, serve_configured
+from dwcp.runtime.http import Check, Health, Verdict, application, serve_configured
+from dwcp.runtime.keys import create_sign_key, load_sign_key
+from dwcp.runtime.principals import AGENTS, Grant
 from dwcp.runtime.process import Process, run
+from dwcp.runtime.registry import Registry
+from dwcp.services.compression_api import dictionaries, streams
+from dwcp.services.compression_api.admission import Admission
 from dwcp.services.compression_api.config import CompressionConfig
-from dwcp.services.compression_api.routes import PREDICT_PATH, Selector, add_routes
+from dwcp.services.compression_api.desk import Desk
+from dwcp.services.compression_api.dictionaries import Dictionaries
+from dwcp.services.compression_api.dictionary_routes import DICTIONARIES_PATH, add_dictionary_routes
+from dwcp.services.compression_api.learned import Family
+from dwcp.services.compression_api.learned_selector import SelectorFamily
+from dwcp.services.compression_api.model_routes import DEPLOY_PATH, Models, add_model_routes
+from dwcp.services.compression_api.outcomes import Outcomes
+from dwcp.services.compression_api.routes import (
+    COMPRESSION_PREFIX,
+    FEEDBACK_PATH,
+    PURE_PATHS,
+    Front,
+    add_routes,
+)
+from dwcp.services.compression_api.stage import Stage
+from dwcp.services.compression_api.streams import Limits, Streams
 
 
-async def main(config: CompressionConfig, process: Process) -> None:
-    """Calibrates (cached after the first time), then serves until told to stop."""
+async def main(config: CompressionConfig, process: Process, *, family: Family | None = None) -> None:
+    """Calibrates (cached after the first time), then serves until told to stop. `family`: else the release's."""
     calibration = await asyncio.to_thread(calibrated, config.data_dir)
     process.log.info("calibration.completed", host=calibration.host, seconds=calibration.seconds)
-    selector = Selector(Table(calibration), telemetry=process.telemetry)
-    process.health.add(
-        "calibration",
-        lambda: Check(Verdict.OK, "speeds of this host", {"host": calibration.host, "tier": "table"}),
-        needed=True,
+    telemetry = process.telemetry
+    path = config.data_dir / "models.key"
+    key = load_sign_key(path) if path.exists() else create_sign_key(path)
+    family = family or SelectorFamily()
+    registry = Registry(config.data_dir / "models", family.kind, public=key.public) if family else None
+    stage = Stage(calibration, telemetry=telemetry, clock=process.clock, family=family, registry=registry)
+    await stage.refresh()
+    desk = Desk(stage, Outcomes(calibration, telemetry=telemetry), telemetry=telemetry)
+    admission = Admission(
+        rated_per_s=config.rated_per_s,
+        streams_max=config.streams_max,
+        clock=time.monotonic,
+        telemetry=telemetry,
     )
-    app = application(process.health, process.telemetry)
-    add_routes(app, selector)
-    await serve_configured(
-        app,
-        config,
-        stop=process.stop,
-        telemetry=process.telemetry,
-        pure=(PREDICT_PATH,),
+    _add_checks(process.health, stage)
+    app = application(process.health, telemetry)
+    add_routes(app, desk, admission=admission)
+    add_model_routes(app, Models(stage, key, process.clock))
+    kept = Dictionaries(
+        config.data_dir / "dictionaries",
+        limits=dictionaries.Limits(int(config.dictionary_days * 86_400_000), config.dictionaries_max),
+        clock=process.clock,
     )
+    add_dictionary_routes(app, kept, admission=admission, telemetry=telemetry)
+    limits = Limits(config.stream_bytes_max, config.stream_seconds_max)
+    with ThreadPoolExecutor(2, thread_name_prefix="codec") as pool:
+        through = Streams(desk.decide, pool=pool, limits=limits, telemetry=telemetry)
+        streams.add_routes(app, through, admission=admission, limits=limits)
+        watching = asyncio.create_task(stage.watch())
+        try:
+            await serve_configured(
+                Front(app, desk, admission=admission),
+                config,
+                stop=process.stop,
+                telemetry=telemetry,
+                pure=PURE_PATHS,
+                streams=(streams.STREAM_PREFIX, COMPRESSION_PREFIX, DEPLOY_PATH, DICTIONARIES_PATH),
+                grants=(Grant(FEEDBACK_PATH, AGENTS),),
+            )
+        finally:
+            watching.cancel()
+            stage.close()
+
+
+def _add_checks(health: Health, stage: Stage) -> None:
+    def calibration() -> Check:
+        found = {"host": stage.calibration.host, "tier": stage.tier}
+        return Check(Verdict.OK, "speeds of this host", found)
+
+    def model() -> Check:
+        verdict = Verdict.WARN if stage.trouble or stage.damaged or stage.drift.changed else Verdict.OK
+        return Check(verdict, stage.detail(), {"digest": stage.incumbent.digest or "none"})
+
+    health.add("calibration", calibration, needed=True)
+    health.add("model", model)
 
 
 if __name__ == "__main__":

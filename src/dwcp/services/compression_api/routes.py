@@ -1,235 +1,103 @@
-"""The compression service's routes: predictions, the codecs, and what the predictions rest on."""
+"""The compression service's routes: questions, what-ifs, outcomes, and what the answers rest on.
+
+Every route is the app's, so that its description lists it; the hot one is answered before the app is asked.
+"""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import math
-import time
-from collections.abc import Iterable
-from typing import Annotated, Any
+from fastapi import FastAPI
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
-import msgspec
-from fastapi import FastAPI, Request, Response
-from msgspec import Meta
-
-from dwcp import __version__
-from dwcp.api.workloads import Shape
-from dwcp.compression import codecs
-from dwcp.compression.errors import UnknownCodec
-from dwcp.compression.table import BLOCK_BYTES, RATES_BPS, SIZES_BYTES, TIER, Choice, Estimate, Table
 from dwcp.runtime.failpoints import failpoint
-from dwcp.runtime.http import Refusal, json_response
-from dwcp.runtime.telemetry import Telemetry
+from dwcp.runtime.http import Receive, Refusal, Scope, Send, json_response, refused
+from dwcp.services import bodies
+from dwcp.services.compression_api import asking
+from dwcp.services.compression_api.admission import Admission
+from dwcp.services.compression_api.desk import Desk
+from dwcp.services.compression_api.outcomes import Outcome
 
-PREDICT_PATH = "/api/v1/compression/predict"
-ALGORITHMS_PATH = "/api/v1/compression/algorithms"
+COMPRESSION_PREFIX = "/api/v1/compression/"
+PREDICT_PATH = COMPRESSION_PREFIX + "predict"
+BATCH_PATH = COMPRESSION_PREFIX + "batch"
+EXPLAIN_PATH = COMPRESSION_PREFIX + "explain"
+SIMULATE_PATH = COMPRESSION_PREFIX + "simulate"
+ALGORITHMS_PATH = COMPRESSION_PREFIX + "algorithms"
+FEEDBACK_PATH = "/api/v1/feedback"
 MODEL_PATH = "/api/v1/model/info"
-SAMPLE_BYTES_MAX = 64 << 10
-BODY_BYTES_MAX = 160 << 10  # a sample in base64 and the rest
-RATE_BPS_DEFAULT = 100e6
-RATE_BPS_MAX = 1e13
-SIZE_BYTES_MAX = 2**50
-NO_MODEL = "no learned model is loaded; a table of this host's codec speeds answers by link rate and size"
-NOT_LOOKED_AT = "the table goes by link rate and size; it does not look at the data"
-COMPATIBLE = "data_type and latency are accepted and not used: the table goes by bandwidth and size"
-
-Size = Annotated[int, Meta(ge=0, le=SIZE_BYTES_MAX)]
-Rate = Annotated[float, Meta(gt=0, le=RATE_BPS_MAX)]
+PURE_PATHS = (PREDICT_PATH, BATCH_PATH, EXPLAIN_PATH, SIMULATE_PATH)  # a POST only computes an answer
 
 
-class Link(Shape, frozen=True):
-    """`bandwidth_bps` in bit/s; the round trip and the loss are accepted and not used yet."""
+class Front:
+    """The app with the one hot route before it: on its way through the app a question would cost half as
+    much again as it does."""
 
-    bandwidth_bps: Rate = RATE_BPS_DEFAULT
-    rtt_ms: float = 0.0
-    loss: float = 0.0
+    def __init__(self, app: FastAPI, desk: Desk, *, admission: Admission) -> None:
+        self._app = app
+        self._desk = desk
+        self._admission = admission
 
-
-class Question(Shape, frozen=True):
-    """The JSON form of a prediction. `allowed` empty: every codec."""
-
-    total_size: Size
-    link: Link = Link()
-    sample_b64: str = ""
-    allowed: tuple[str, ...] = ()
-
-
-class OldQuestion(Shape, frozen=True):
-    """The form of earlier clients: `size` in bytes, `latency` in ms, `bandwidth` in Mbit/s."""
-
-    data_type: str
-    size: Size
-    latency: float
-    bandwidth: Annotated[float, Meta(gt=0, le=RATE_BPS_MAX / 1e6)]
-
-
-class Selector:
-    """Answers from the table and counts what it answers."""
-
-    def __init__(self, table: Table, *, telemetry: Telemetry) -> None:
-        self.table = table
-        self._telemetry = telemetry
-
-    def predict(
-        self, *, total_size: int, rate_bps: float, allowed: Iterable[str] = (), reason: str = NOT_LOOKED_AT
-    ) -> dict[str, Any]:
-        """The answer as JSON values. Raises `UnknownCodec`."""
-        started_ns = time.perf_counter_ns()
-        names = frozenset(codecs.by_name(name).name for name in allowed)
-        choice = self.table.choose(rate_bps=rate_bps, size_bytes=total_size, allowed=names)
-        took_us = (time.perf_counter_ns() - started_ns) / 1000
-        self._telemetry.count("dwcp_compression_predictions_total", codec=choice.codec.name, tier=TIER)
-        exact = self.table.estimate(rate_bps=rate_bps, size_bytes=total_size)
-        mine = next(row for row in exact if row.codec == choice.codec.name)
-        return {
-            "codec": choice.codec.name,
-            "level": choice.codec.level,
-            "block_bytes": BLOCK_BYTES,
-            "tier": TIER,
-            "reason": reason,
-            "predicted": _shown(mine),
-            "ranked": [_shown(row) for row in _allowed(exact, names)[:5]],
-            "bin": _bin(choice),
-            "calibration": self.table.calibration.host,
-            "selection_us": round(took_us, 1),
-            "version": __version__,
-        }
-
-    def algorithms(self) -> list[dict[str, Any]]:
-        speeds = self.table.calibration.speeds
-        return [
-            {
-                "name": codec.name,
-                "wire": codec.wire,
-                "level": codec.level,
-                "ratio": codec.ratio,
-                "compress_bytes_per_s": round(speeds[codec.name].pack_bps),
-                "decompress_bytes_per_s": round(speeds[codec.name].unpack_bps),
-            }
-            for codec in codecs.CODECS
-        ]
-
-    def model(self) -> dict[str, Any]:
-        calibration = self.table.calibration
-        return {
-            "name": "compression-selector",
-            "model": "none",
-            "tier": TIER,
-            "detail": NO_MODEL,
-            "version": __version__,
-            "accuracy": None,  # nothing was learned, so there is nothing to score
-            "calibration": {
-                "host": calibration.host,
-                "seconds": calibration.seconds,
-                "complete": calibration.complete,
-            },
-            "ratios": "aggregates of a reference corpus of 160 MB; speeds measured on this host",
-            "rates_bps": [round(rate) for rate in RATES_BPS],
-            "sizes_bytes": list(SIZES_BYTES),
-        }
-
-
-def add_routes(app: FastAPI, selector: Selector) -> None:
-    """Mounts the service's own routes."""
-
-    async def predict(request: Request) -> Response:
-        failpoint("compression.predict.before")
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != PREDICT_PATH or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
         try:
-            found = await _answer(request, selector)
-        except UnknownCodec as exc:
-            raise Refusal(422, "unknown_codec", str(exc)) from exc
+            answer = await self._predict(Request(scope, receive))
+        except Refusal as refusal:
+            answer = refused(refusal)
+        except ClientDisconnect:
+            return
+        await answer(scope, receive, send)
+
+    async def _predict(self, request: Request) -> Response:
+        self._admission.decisions()
+        failpoint("compression.predict.before")
+        found = self._desk.answer(await asking.question(request))
         failpoint("compression.predict.after")
         return json_response(found)
 
+
+def add_routes(app: FastAPI, desk: Desk, *, admission: Admission) -> None:
+    """Mounts the routes of questions."""
+
+    async def predict(request: Request) -> Response:
+        admission.decisions()
+        return json_response(desk.answer(await asking.question(request)))
+
+    async def batch(request: Request) -> Response:
+        body = await asking.bounded(request, asking.BATCH_BYTES_MAX)
+        asked: asking.Batch = asking.decode(body, asking.Batch)
+        admission.decisions(len(asked.items))
+        answers = desk.batch(asked.items)
+        failed = sum("error" in answer for answer in answers)
+        return json_response({"answers": answers, "failed": failed})
+
+    async def explain(request: Request) -> Response:
+        admission.decisions()
+        return json_response(desk.explain(await asking.question(request)))
+
+    async def simulate(request: Request) -> Response:
+        body = await asking.bounded(request, asking.BODY_BYTES_MAX)
+        asked: asking.WhatIf = asking.decode(body, asking.WhatIf)
+        admission.decisions(max(1, len(asked.bandwidths_bps)))
+        return json_response(desk.simulate(asked))
+
+    async def feedback(request: Request) -> Response:
+        return json_response(desk.report(await bodies.read(request, Outcome)))
+
     async def algorithms() -> Response:
-        return json_response({"tier": TIER, "algorithms": selector.algorithms()})
+        return json_response({"tier": desk.stage.tier, "algorithms": desk.algorithms()})
 
     async def model() -> Response:
-        return json_response(selector.model())
+        return json_response(desk.model())
 
-    app.add_api_route(PREDICT_PATH, predict, methods=["POST"], response_model=None)
+    for path, asked in (
+        (PREDICT_PATH, predict),
+        (BATCH_PATH, batch),
+        (EXPLAIN_PATH, explain),
+        (SIMULATE_PATH, simulate),
+        (FEEDBACK_PATH, feedback),
+    ):
+        app.add_api_route(path, asked, methods=["POST"], response_model=None)
     app.add_api_route(ALGORITHMS_PATH, algorithms, methods=["GET"], response_model=None)
     app.add_api_route(MODEL_PATH, model, methods=["GET"], response_model=None)
-
-
-async def _answer(request: Request, selector: Selector) -> dict[str, Any]:
-    """A sample with headers, or one of the two JSON forms, by the content type."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    body = await _body(request)
-    if kind == "application/octet-stream":
-        return _answer_sample(request, body, selector)
-    if kind in {"application/json", ""}:
-        return _answer_json(body, selector)
-    raise Refusal(415, "content_type", f"{kind[:60]!r}: send application/octet-stream or application/json")
-
-
-def _answer_sample(request: Request, sample: bytes, selector: Selector) -> dict[str, Any]:
-    _require_sample(len(sample))
-    size = _header(request, "X-Total-Size", default=len(sample), most=SIZE_BYTES_MAX)
-    rate = _header(request, "X-Bandwidth-Bps", default=RATE_BPS_DEFAULT, most=RATE_BPS_MAX)
-    if not rate:
-        raise Refusal(422, "malformed", "X-Bandwidth-Bps: a link needs a rate above 0 bit/s")
-    return selector.predict(total_size=int(size), rate_bps=rate)
-
-
-def _answer_json(body: bytes, selector: Selector) -> dict[str, Any]:
-    try:
-        keys = msgspec.json.decode(body, type=dict[str, Any])  # Any: only the keys are looked at
-        if "data_type" in keys:
-            old = msgspec.json.decode(body, type=OldQuestion)
-            return selector.predict(total_size=old.size, rate_bps=old.bandwidth * 1e6, reason=COMPATIBLE)
-        asked = msgspec.json.decode(body, type=Question)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
-        raise Refusal(422, "malformed", f"the body is no question: {exc}") from exc
-    try:
-        _require_sample(len(base64.b64decode(asked.sample_b64, validate=True)))
-    except (binascii.Error, ValueError) as exc:
-        raise Refusal(422, "malformed", f"sample_b64 is not base64: {exc}") from exc
-    return selector.predict(
-        total_size=asked.total_size, rate_bps=asked.link.bandwidth_bps, allowed=asked.allowed
-    )
-
-
-def _require_sample(size: int) -> None:
-    if size > SAMPLE_BYTES_MAX:
-        raise Refusal(413, "too_large", f"a sample may have {SAMPLE_BYTES_MAX} bytes, this one has {size}")
-
-
-def _header(request: Request, name: str, *, default: float, most: float) -> float:
-    text = request.headers.get(name, "")
-    try:
-        value = float(text) if text else default
-    except ValueError as exc:
-        raise Refusal(422, "malformed", f"{name}: {text[:40]!r} is no number") from exc
-    if not math.isfinite(value) or not 0 <= value <= most:
-        raise Refusal(422, "malformed", f"{name}: {text[:40]!r}; it is between 0 and {most:g}")
-    return value
-
-
-async def _body(request: Request) -> bytes:
-    data = bytearray()
-    async for piece in request.stream():
-        data += piece
-        if len(data) > BODY_BYTES_MAX:
-            raise Refusal(413, "too_large", f"a question may have {BODY_BYTES_MAX} bytes")
-    return bytes(data)
-
-
-def _allowed(rows: tuple[Estimate, ...], names: frozenset[str]) -> list[Estimate]:
-    return [row for row in rows if not names or row.codec in names or row.codec == "none"]
-
-
-def _shown(row: Estimate) -> dict[str, Any]:
-    return {
-        "codec": row.codec,
-        "ratio": row.ratio,
-        "compress_s": round(row.compress_s, 6),
-        "send_s": round(row.send_s, 6),
-        "decompress_s": round(row.decompress_s, 6),
-        "total_s": round(row.total_s, 6),
-    }
-
-
-def _bin(choice: Choice) -> dict[str, int]:
-    return {"rate_bps": round(choice.rate_bps), "size_bytes": choice.size_bytes}

@@ -1,0 +1,177 @@
+"""`dwcp model`: learned models, from staging over a canary to all streams, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dwcp.cli import output
+from dwcp.cli.commands import model_text
+from dwcp.cli.environment import current
+from dwcp.cli.options import Json, State
+from dwcp.runtime.errors import Exit
+
+app = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="Deploy, try and withdraw learned models."
+)
+
+NAMES = {"compression-selector": "compression-api"}  # a model: the service that it serves in
+DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would be done, change nothing")]
+Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
+Service = Annotated[str, typer.Argument(help="the service: compression-api")]
+
+
+@app.command("list")
+def list_models(state: State = None, as_json: Json = False) -> None:
+    """List the models that this installation has admitted, their roles and what their evaluations said.
+
+    Example: dwcp model list --json
+    """
+    from dwcp.api import models as api
+    from dwcp.cli.calls import service
+
+    env = current()
+    with service(env, env.layout(state), "compression-api") as calls:
+        found = calls.ask(api.Models, api.models())
+    output.show(found, as_json=as_json, text=model_text.verdict(found), table=model_text.table(found))
+
+
+@app.command("show")
+def show(
+    digest: Annotated[str, typer.Argument(help="the model's digest, or how it begins")],
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Show a model's manifest: what it was trained on, how it measured, how it is tested.
+
+    Example: dwcp model show 3f2a
+    """
+    import json
+
+    from dwcp.api import models as api
+    from dwcp.cli.calls import service
+
+    env = current()
+    with service(env, env.layout(state), "compression-api") as calls:
+        found = calls.ask(api.Shown, api.show(digest))
+    manifest = json.loads(bytes(found.manifest))
+    answer = {"digest": found.digest, "manifest": manifest}
+    output.show(answer, as_json=as_json, text=json.dumps(answer, indent=2, ensure_ascii=False))
+
+
+@app.command("deploy")
+def deploy(
+    name: Annotated[str, typer.Argument(help="the model: compression-selector")],
+    stage: Annotated[str, typer.Argument(help="where to: staging")],
+    version: Annotated[
+        Path | None, typer.Option("--version", help="folder of the trained model; else the newest one")
+    ] = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Check a trained model and make it the next candidate. It decides nothing before a canary.
+
+    Exit codes: 0 staged, 2 its files cannot be read, 3 the service does not answer, 4 a gate is closed.
+
+    Example: dwcp model deploy compression-selector staging
+    """
+    del yes  # staging changes no answer: there is nothing to ask
+    from dwcp.api import models as api
+    from dwcp.cli.calls import service
+    from dwcp.cli.trained import files_of
+
+    if name not in NAMES or stage != "staging":
+        raise typer.BadParameter(f"{name} {stage}: what can be deployed is `{next(iter(NAMES))} staging`")
+    env = current()
+    made = files_of(env.layout(state), name, version)
+    with service(env, env.layout(state), NAMES[name]) as calls:
+        changed = calls.ask(api.Changed, api.deploy(api.Upload(made.manifest, made.weights, dry_run)))
+    text = model_text.changed(changed, after=f"dwcp model canary {NAMES[name]} 10%")
+    output.show(changed, as_json=as_json, text=text, table=model_text.table(changed.models))
+
+
+@app.command("canary")
+def canary(
+    name: Service,
+    share: Annotated[str, typer.Argument(help="of the streams, by the hash of their ids: 10%; 100%: all")],
+    wait_s: Annotated[float, typer.Option("--wait", min=0, help="seconds to wait for a verdict")] = 120.0,
+    replay: Annotated[
+        Path | None, typer.Option(help="folder whose files are asked about; else this machine's public ones")
+    ] = None,
+    no_replay: Annotated[
+        bool, typer.Option("--no-replay", help="judge by the streams that come alone")
+    ] = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    state: State = None,
+    as_json: Json = False,
+) -> int:
+    """Let the staged model decide for a share of the streams and judge it beside the active one.
+
+    Both choices are tried on samples and priced, in pairs. Exit codes: 0 pass, 2 fail: rolled back by itself,
+    3 not known yet: it stays, 4 refused. 100% needs a pass of the same model within a day.
+
+    Example: dwcp model canary compression-api 10%
+    """
+    from dwcp.api import models as api
+    from dwcp.cli.calls import service
+    from dwcp.cli.trying import Plan, judge
+
+    pct = _percent(name, share)
+    env = current()
+    _agree(f"let the candidate decide for {pct} % of the streams of {name}?", yes=yes or dry_run or as_json)
+    with service(env, env.layout(state), name) as calls:
+        changed = calls.ask(api.Changed, api.canary(pct, dry_run=dry_run))
+        if dry_run or pct == 100:
+            text = model_text.changed(changed, after="dwcp model rollback compression-api")
+            output.show(changed, as_json=as_json, text=text, table=model_text.table(changed.models))
+            return Exit.OK
+        plan = Plan(wait_s, None if no_replay else replay or Path("/"), quiet=as_json)
+        judged = judge(calls, changed, plan, clock=env.clock)
+    output.show(
+        judged, as_json=as_json, text=model_text.judged(judged), table=model_text.table(judged.models)
+    )
+    return model_text.EXITS[judged.verdict]
+
+
+@app.command("rollback")
+def rollback(
+    name: Service, dry_run: DryRun = False, yes: Yes = False, state: State = None, as_json: Json = False
+) -> None:
+    """End the canary, or go back to the model before the last deployment.
+
+    Example: dwcp model rollback compression-api --yes
+    """
+    from dwcp.api import models as api
+    from dwcp.cli.calls import service
+
+    _require_service(name)
+    env = current()
+    _agree(f"roll the model of {name} back?", yes=yes or dry_run or as_json)
+    with service(env, env.layout(state), name) as calls:
+        changed = calls.ask(api.Changed, api.roll_back(dry_run=dry_run))
+    text = model_text.changed(changed, after="dwcp model list")
+    output.show(changed, as_json=as_json, text=text, table=model_text.table(changed.models))
+
+
+def _percent(name: str, share: str) -> int:
+    _require_service(name)
+    text = share.removesuffix("%")
+    if not text.isdigit() or not text.isascii() or not 1 <= int(text) <= 100:
+        raise typer.BadParameter(f"{share!r} is no share: say 1% to 100%")
+    return int(text)
+
+
+def _require_service(name: str) -> None:
+    if name not in NAMES.values():
+        raise typer.BadParameter(f"{name!r} has no canary: say {', '.join(NAMES.values())}")
+
+
+def _agree(question: str, *, yes: bool) -> None:
+    """Asks where a person is there to answer."""
+    if not yes and current().out.isatty():
+        typer.confirm(question, abort=True)

@@ -1,0 +1,73 @@
+"""How `dwcp model` speaks: a verdict first, the models as a table, and what to do next."""
+
+from __future__ import annotations
+
+from dwcp.api.models import Changed, Evaluation, Models
+from dwcp.cli.output import Table
+from dwcp.cli.trying import Judged
+from dwcp.runtime.clock import iso
+from dwcp.runtime.errors import Exit
+
+EXITS = {"pass": Exit.OK, "fail": Exit.FAILED, "inconclusive": Exit.UNKNOWN}
+_WORDS = {"pass": "OK", "fail": "CRIT", "inconclusive": "UNKNOWN"}
+
+
+def verdict(found: Models) -> str:
+    """The first line about how things stand."""
+    if found.trouble:
+        return f"WARN {found.trouble}"
+    if found.drifted:
+        return f"WARN the data has changed since the model began: {', '.join(found.drifted)}"
+    active = found.roles.active[:12] or "none: the table, or the model that shipped, answers"
+    text = f"OK {found.name}, active: {active}"
+    return f"{text}; {_evaluation(found.evaluation)}" if found.evaluation else text
+
+
+def changed(done: Changed, *, after: str) -> str:
+    digest = done.digest[:12] or "the table"
+    checks = ", ".join(f"{name} {value:.4g}" for name, value in done.checks.items())
+    lines = [f"OK {'would be ' if done.dry_run else ''}{done.did}: {digest}", checks, f"next: {after}"]
+    return "\n".join(line for line in lines if line)
+
+
+def judged(found: Judged) -> str:
+    """Verdict, numbers, next step."""
+    after = {
+        "pass": "dwcp model canary compression-api 100%",
+        "fail": "dwcp model list; train another model, then deploy it",
+        "inconclusive": "dwcp model canary compression-api 10% --wait 600, or dwcp model rollback compression-api",
+    }[found.verdict]
+    sentence = {
+        "pass": "it is surely no worse than what serves",
+        "fail": "it is worse; it was rolled back by itself",
+        "inconclusive": "not known yet; it keeps its share",
+    }[found.verdict]
+    numbers = f"{found.samples} pairs, {found.replayed} questions replayed"
+    if found.evaluation:
+        numbers += f"; {_evaluation(found.evaluation)}"
+    return "\n".join([f"{_WORDS[found.verdict]} {found.digest[:12]}: {sentence}", numbers, f"next: {after}"])
+
+
+def table(found: Models) -> Table:
+    rows = [
+        (
+            model.digest[:12],
+            model.version,
+            ", ".join(model.roles),
+            model.verdict or "-",
+            str(model.samples),
+            iso(model.judged_at_ms) if model.judged_at_ms else "-",
+        )
+        for model in found.models
+    ]
+    return Table(("model", "version", "role", "verdict", "pairs", "judged"), rows)
+
+
+def _evaluation(told: Evaluation) -> str:
+    if told.log_cost_low is None or told.log_cost_high is None:
+        return f"{told.samples} of {told.samples_needed} pairs"
+    low, high = 100 * told.log_cost_low, 100 * told.log_cost_high
+    return (
+        f"{told.samples} of {told.samples_needed} pairs, time {100 * told.log_cost_mean:+.2f} % "
+        f"({low:+.2f} to {high:+.2f}), p99 of selecting {told.selection_p99_us:.0f} µs"
+    )

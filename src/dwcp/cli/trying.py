@@ -1,0 +1,89 @@
+"""A canary's trial as the command line sees it: ask until there is a verdict, and drive it where it is quiet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dwcp.api import models as api
+from dwcp.api.models import Changed, Evaluation, Models
+from dwcp.api.requests import Request
+from dwcp.cli import output
+from dwcp.runtime.clock import Clock
+
+if TYPE_CHECKING:
+    from dwcp.cli.calls import ControlPlane
+
+_ROUND = 8  # questions between two looks
+_PAUSE_S = 0.25
+_LOOK_S = 5.0  # between two lines of progress
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long to wait, and what to ask meanwhile. `replay`: None for nothing, "/" for the usual folders."""
+
+    wait_s: float
+    replay: Path | None
+    quiet: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """How a trial ended, or stood when the time was over."""
+
+    digest: str
+    verdict: str
+    samples: int
+    replayed: int
+    evaluation: Evaluation | None
+    models: Models
+
+
+def judge(calls: ControlPlane, begun: Changed, plan: Plan, *, clock: Clock) -> Judged:
+    """Waits for the verdict on the canary that has begun."""
+    questions = _questions(plan)
+    started_ms = said_ms = clock.monotonic_ms()
+    found, evaluation, replayed = begun.models, begun.models.evaluation, 0
+    while True:
+        told = next((model for model in found.models if model.digest == begun.digest), None)
+        evaluation = found.evaluation or evaluation
+        if told is not None and told.verdict in {"pass", "fail"}:
+            return Judged(begun.digest, told.verdict, told.samples, replayed, evaluation, found)
+        now_ms = clock.monotonic_ms()
+        if now_ms - started_ms >= plan.wait_s * 1000:
+            samples = evaluation.samples if evaluation else 0
+            return Judged(begun.digest, "inconclusive", samples, replayed, evaluation, found)
+        if not plan.quiet and evaluation and now_ms - said_ms >= _LOOK_S * 1000:
+            said_ms = now_ms
+            output.remark(f"{evaluation.samples} of {evaluation.samples_needed} pairs")
+        for question in islice(questions, _ROUND):
+            replayed += _asked(calls, question)
+        time.sleep(_PAUSE_S)
+        found = calls.ask(Models, api.models())
+
+
+def _asked(calls: ControlPlane, question: Request) -> bool:
+    """Whether it was answered; a service that is busy with real streams is left alone."""
+    from dwcp.cli.calls import ServiceRefused
+
+    try:
+        calls.ask(dict[str, Any], question)  # Any: the answer itself is not looked at
+    except ServiceRefused as refused:
+        if refused.code != "overloaded":
+            raise
+        return False
+    return True
+
+
+def _questions(plan: Plan) -> Iterator[Request]:
+    from dwcp.cli.replay import FOLDERS, gather
+
+    if plan.replay is None:
+        return iter(())
+    folders = FOLDERS if plan.replay == Path("/") else (plan.replay,)
+    return gather(folders).questions()

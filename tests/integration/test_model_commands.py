@@ -1,0 +1,134 @@
+"""`dwcp model` and the playbook's scripts against a real compression-api, from staging to 100 % and back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.integration.compression_service import ROOT, Installed, installation, serving
+from tests.unit.services.compression_api import scene
+
+from dwcp.compression.calibration import reference_blocks
+from dwcp.models.artefact import Made
+
+pytestmark = pytest.mark.process
+
+WORDS = reference_blocks()[0][:20_000]
+
+
+@pytest.fixture(scope="module")
+def installed() -> Iterator[Installed]:
+    """Made once for all tests here."""
+    with installation() as made:
+        yield made
+
+
+def _trained(folder: Path, made: Made) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_bytes(made.manifest)
+    (folder / "weights.safetensors").write_bytes(made.weights)
+    return folder
+
+
+def _words(folder: Path) -> Path:
+    """Files that compress well, so that a model that never compresses is clearly worse."""
+    folder.mkdir()
+    for number in range(4):
+        path = folder / f"words-{number}.txt"
+        path.write_bytes(WORDS)
+        path.chmod(0o644)
+    return folder
+
+
+def test_the_playbook_from_staging_to_everybody(installed: Installed, tmp_path: Path) -> None:
+    """Goal: lines 262 to 268 of the playbook with their exit codes. Method: a model that chooses
+    as the table does; 100 % before the canary is refused; then pass, deploy, roll back; a service
+    that is started again serves what was deployed."""
+    sound = _trained(tmp_path / "sound", scene.model(cautious=True))
+    files = str(_words(tmp_path / "words"))
+    with serving(installed, "tests.integration.linear_service") as one:
+        assert one.model("canary", "compression-api", "10%", code=4)
+        dry = one.model("deploy", "compression-selector", "staging", "--version", str(sound), "--dry-run")
+        assert (dry["dry_run"], one.model("list")["models"]) == (True, [])
+        staged = one.model("deploy", "compression-selector", "staging", "--version", str(sound))
+        refused = one.dwcp("model", "canary", "compression-api", "100%")
+        assert (refused.returncode, "has not been evaluated" in refused.stderr) == (4, True)
+        waiting = one.model("canary", "compression-api", "10%", "--wait", "0", "--no-replay", code=3)
+        assert waiting["verdict"] == "inconclusive"
+        judged = one.model("canary", "compression-api", "10%", "--replay", files, "--wait", "90")
+        assert (judged["digest"], judged["verdict"]) == (staged["digest"], "pass")
+        assert judged["replayed"] > 100
+        full = one.model("canary", "compression-api", "100%")
+        assert full["models"]["roles"]["active"] == staged["digest"]
+    with serving(installed, "tests.integration.linear_service") as again:
+        info = httpx.get(f"{again.plain}/api/v1/model/info", trust_env=False).json()
+        assert (info["digest"], info["tier"]) == (staged["digest"], "model")
+        assert again.model("rollback", "compression-api")["models"]["roles"]["active"] == ""
+
+
+def test_a_harmful_model_ends_with_2_and_is_gone(installed: Installed, tmp_path: Path) -> None:
+    """Goal: fail is exit 2 and rolled back. Method: a model that believes in no codec at all."""
+    harmful = _trained(tmp_path / "harmful", scene.model(version="bad", always="none"))
+    files = str(_words(tmp_path / "words"))
+    with serving(installed, "tests.integration.linear_service") as one:
+        digest = one.model("deploy", "compression-selector", "staging", "--version", str(harmful))["digest"]
+        judged = one.model("canary", "compression-api", "50%", "--replay", files, "--wait", "90", code=2)
+        assert (judged["verdict"], judged["models"]["roles"]["canary"]) == ("fail", "")
+        assert one.model("show", digest[:10])["manifest"]["version"] == "bad"
+        text = one.dwcp("model", "list").stdout
+        assert text.startswith("OK compression-selector")
+        assert "fail" in text
+
+
+def test_the_release_and_its_own_selector(installed: Installed, tmp_path: Path) -> None:
+    """Goal: the playbook's lines with the model that is in the checkout, driven by this machine's files; a
+    model of another family is refused. Method: the product's own composition root; wrong words are usage."""
+    other = _trained(tmp_path / "other", scene.model())
+    with serving(installed, "dwcp.services.compression_api") as one:
+        refused = one.dwcp("model", "deploy", "compression-selector", "staging", "--version", str(other))
+        assert (refused.returncode, "manifest cannot be read" in refused.stderr) == (4, True)
+        staged = one.model("deploy", "compression-selector", "staging")
+        assert staged["checks"]["regret_gmean_A"] < 0.1
+        judged = one.model("canary", "compression-api", "10%", "--wait", "90")
+        assert (judged["verdict"], judged["digest"]) == ("pass", staged["digest"])
+        assert one.model("canary", "compression-api", "100%")["digest"] == staged["digest"]
+    assert one.dwcp("model", "canary", "compression-api", "0%").returncode == 64
+    assert one.dwcp("model", "canary", "postgres", "10%").returncode == 64
+    assert one.dwcp("model", "deploy", "compression-selector", "production").returncode == 64
+    nothing = one.dwcp("model", "deploy", "compression-selector", "staging", "--version", str(tmp_path))
+    assert (nothing.returncode, "no trained compression-selector" in nothing.stderr) == (2, True)
+    away = one.dwcp("model", "list")
+    assert (away.returncode, "does not answer" in away.stderr) == (3, True)
+
+
+@pytest.mark.parametrize(("script", "verb"), [("deploy-model.sh", "deploy"), ("canary-deploy.sh", "canary")])
+def test_scripts_find_the_program_from_anywhere(tmp_path: Path, script: str, verb: str) -> None:
+    """Goal: any folder, links, an empty environment. Method: a checkout whose program prints its arguments;
+    the script is called through two links from another folder."""
+    (tmp_path / "checkout" / "scripts").mkdir(parents=True)
+    (tmp_path / "checkout" / ".venv" / "bin").mkdir(parents=True)
+    program = tmp_path / "checkout" / ".venv" / "bin" / "dwcp"
+    program.write_text('#!/bin/sh\nprintf "%s|" "$@"\n')
+    program.chmod(0o755)
+    copy = tmp_path / "checkout" / "scripts" / script
+    copy.write_text((ROOT / "scripts" / script).read_text())
+    copy.chmod(0o755)
+    (tmp_path / "link.sh").symlink_to(copy)
+    (tmp_path / "second.sh").symlink_to("link.sh")
+
+    done = subprocess.run(
+        [str(tmp_path / "second.sh"), "a b", "--json"],
+        env={},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout == f"model|{verb}|a b|--json|"
+    assert os.access(ROOT / "scripts" / script, os.X_OK)
+    assert (ROOT / "backend" / "ml" / "scripts" / script).samefile(ROOT / "scripts" / script)
