@@ -55,6 +55,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("output", "output", WORK, "fetch and verify a workload's output"),
     Entry("nodes", "nodes", WORK, "list worker machines"),
     Entry("drain", "drain", WORK, "take a worker machine out of service, or back"),
+    Entry("allocate", "allocate", WORK, "train and judge policies that place workloads"),
     Entry("ledger", "ledger", LEDGER, "read and write the control log"),
     Entry("receipt", "receipt", LEDGER, "fetch receipts and verify them offline"),
     Entry("sim", "sim", LEDGER, "run the deterministic simulator"),
