@@ -22,6 +22,7 @@ ELSEWHERE = {
     "manager.expire.": "test_lost_machines.py",
     "manager.cancel.": "test_lost_machines.py",
     "node.snapshot.": "test_lost_replicas.py",
+    "ship.push.": "../integration/test_shipping.py",  # passed by who submits, not by a service
 }
 ON_THE_WAY = sorted(name for name in failpoints.POINTS if not name.startswith(tuple(ELSEWHERE)))
 # One before or after each arrow, for every push; all of them in `make accept`.

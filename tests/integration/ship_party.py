@@ -1,4 +1,5 @@
-"""One party of a transfer as a process of its own: `source` serves a store, `target` pulls into one.
+"""One party of a transfer as a process of its own: `source` serves a store, `target` pulls into one,
+`pusher` sends the folder to the agent at the one source.
 
 Started by `test_shipping.py` with one JSON argument; prints one JSON line per fact.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -19,9 +21,11 @@ from dwcp.runtime.config import TlsFiles
 from dwcp.runtime.http import Health, application, client, serve
 from dwcp.runtime.packflow import FixedChooser, Pacer
 from dwcp.runtime.payload_routes import SHARING_PATHS, STREAM_PATHS, routes
+from dwcp.runtime.payloads import Handed, upload
 from dwcp.runtime.principals import AGENTS, Grant
 from dwcp.runtime.shipping import Patience, Progress, Source, pull
 from dwcp.runtime.telemetry import Telemetry
+from dwcp.runtime.trees import read_tree
 
 
 class Plan(msgspec.Struct, forbid_unknown_fields=True):
@@ -86,11 +90,24 @@ async def target(plan: Plan, tls: TlsFiles) -> None:
     say(complete=store.complete(bytes.fromhex(plan.root)), wire_bytes=wire)
 
 
+async def pusher(plan: Plan, tls: TlsFiles) -> None:
+    (url,) = plan.sources.values()
+    async with client(tls, timeout_s=60) as http:
+        tree = read_tree(plan.folder)
+        answer = await upload(http, url, tree, name="data", pacer=Pacer(plan.rate_bps), tell=_tell(plan))
+    say(root=answer.root, received_bytes=answer.received_bytes)
+
+
+def _tell(plan: Plan) -> Callable[[Handed], None]:
+    """Says each sent pack where the test follows."""
+    return lambda handed: say(sent=handed.sent_bytes) if plan.rate_bps else None
+
+
 def main() -> None:
     plan = msgspec.json.decode(sys.argv[1], type=Plan, dec_hook=lambda _, text: Path(text))
-    failpoints.arm(plan.failpoints, plan.folder, testing=True)
+    failpoints.arm(plan.failpoints, plan.folder.parent / f"{plan.folder.name}-points", testing=True)
     tls = TlsFiles(**plan.tls)
-    uvloop.run((source if plan.role == "source" else target)(plan, tls))
+    uvloop.run({"source": source, "target": target, "pusher": pusher}[plan.role](plan, tls))
 
 
 if __name__ == "__main__":

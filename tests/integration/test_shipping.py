@@ -36,7 +36,13 @@ pytestmark = pytest.mark.process
 NET = f"127.{100 + os.getpid() % 100}.{os.getpid() // 100 % 250}"
 PORT = 7070
 PARTY = Path(__file__).with_name("ship_party.py")
-ALWAYS = {"ship.source.after_pack", "ship.target.after_chunk", "ship.target.before_complete"}
+ALWAYS = {
+    "ship.push.after_pack",
+    "ship.push.before_pack",
+    "ship.source.after_pack",
+    "ship.target.after_chunk",
+    "ship.target.before_complete",
+}
 
 
 def _points(prefix: str) -> list[Any]:
@@ -65,7 +71,7 @@ class Site:
     def start(self, role: str, name: str, number: int, **more: Any) -> subprocess.Popen[bytes]:
         """Source or target as a process; a source is returned when it listens."""
         host = f"{NET}.{number}"
-        files = self.tls(name, host)
+        files = self.tls(more.pop("identity", name), host)
         plan = {
             "role": role,
             "folder": str(self.folder / name),
@@ -176,6 +182,41 @@ def test_after_a_kill_only_the_rest_travels(site: Site) -> None:
     assert result["complete"]
     assert result["wire_bytes"] < 2_500_000
     _verify(site, root)
+
+
+@pytest.mark.parametrize("point", _points("ship.push."))
+def test_a_sender_killed_at_each_point_sends_the_rest(site: Site, point: str) -> None:
+    """SIGKILL in the middle of a push; the same push again completes, and what was there is not sent again."""
+    payload = _payload(site.folder / "payload", 12 << 20)
+    site.start("source", "store", 1)
+    sources = {"to": _url(1)}
+    killed = site.start(
+        "pusher", "payload", 9, identity="operator", sources=sources, failpoints=[f"{point}=kill"]
+    )
+    assert killed.wait(60) == -signal.SIGKILL
+
+    again = site.start("pusher", "payload", 9, identity="operator", sources=sources)
+    answer = _result(again)
+    total = sum(path.stat().st_size for path in payload.iterdir())
+    assert answer["received_bytes"] <= total
+    assert answer["root"] == m.root(capture(payload, ChunkStore.open(site.folder / "own"), owner="w-1")).hex()
+
+
+@pytest.mark.parametrize("point", _points("ship.target.before_chunk") + _points("ship.target.after_chunk"))
+def test_an_agent_killed_under_a_push_has_it_after_its_restart(site: Site, point: str) -> None:
+    """SIGKILL of the receiver at a chunk; the sender goes on by itself with the restarted one."""
+    _payload(site.folder / "payload", 12 << 20)
+    agent = site.start("source", "store", 1, failpoints=[f"{point}=kill"])
+    sender = site.start("pusher", "payload", 9, identity="operator", sources={"to": _url(1)})
+    assert agent.wait(60) == -signal.SIGKILL
+    site.start("source", "store", 1)
+
+    root = bytes.fromhex(_result(sender)["root"])
+    store = ChunkStore.open(site.folder / "store")
+    assert store.complete(root)
+    materialise(store.manifest(root), store, site.folder / "out")
+    for path in (site.folder / "payload").iterdir():
+        assert (site.folder / "out" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_a_stopped_source_is_left_for_another(site: Site) -> None:

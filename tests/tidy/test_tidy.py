@@ -29,7 +29,7 @@ FORBIDDEN_WORDS = re.compile(
     r"|\b[Ii]ssue \d+\b|\b[Ss]ubagent\b|\b[Ww]orktree\b|\b[Cc]opyright\b"
 )
 ROOT_ENTRIES = {
-    ".ci", ".gitignore", "CHANGELOG.md", "LICENSE", "Makefile", "README.md", "benchmarks", "docs", "example",
+    ".ci", ".gitignore", "CHANGELOG.md", "LICENSE", "Makefile", "README.md", "backend", "benchmarks", "docs", "example",
     "pyproject.toml", "requirements-dev.lock", "requirements.lock", "scripts", "src", "tests",
 }  # fmt: skip
 

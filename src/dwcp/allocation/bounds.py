@@ -127,7 +127,8 @@ def _solve(program: _Program, demand: Ints) -> float:
     model.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
     model.a_matrix_.start_, model.a_matrix_.index_, model.a_matrix_.value_ = starts, index, value
     solver = highspy.Highs()
-    solver.silent()
+    solver.setOptionValue("log_to_console", False)
+    solver.setOptionValue("output_flag", False)
     solver.setOptionValue("threads", 1)
     solver.setOptionValue("time_limit", SECONDS_MAX)
     solver.passModel(model)

@@ -38,7 +38,7 @@ class Entry:
     help: str
 
 
-PLATFORM, WORK, LEDGER = "The platform", "Work", "The ledger"
+PLATFORM, WORK, DATA, LEDGER = "The platform", "Work", "Data", "The ledger"
 
 COMMANDS: tuple[Entry, ...] = (
     Entry("init", "platform", PLATFORM, "make keys, genesis and journals, once"),
@@ -56,6 +56,9 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("nodes", "nodes", WORK, "list worker machines"),
     Entry("drain", "drain", WORK, "take a worker machine out of service, or back"),
     Entry("allocate", "allocate", WORK, "train and judge policies that place workloads"),
+    Entry("send", "send", DATA, "send files to another site, or fetch them"),
+    Entry("compress", "compress", DATA, "compress files, directories and pipes"),
+    Entry("decompress", "compress", DATA, "unpack and verify what was compressed"),
     Entry("ledger", "ledger", LEDGER, "read and write the control log"),
     Entry("receipt", "receipt", LEDGER, "fetch receipts and verify them offline"),
     Entry("sim", "sim", LEDGER, "run the deterministic simulator"),
@@ -109,9 +112,9 @@ def overview() -> str:
         "",
         "Place, ship, run and prove work across sites joined by slow, untrusted links.",
     ]
-    for section in (PLATFORM, WORK, LEDGER):
+    for section in (PLATFORM, WORK, DATA, LEDGER):
         lines += ["", f"{section}:"]
-        lines += [f"  {entry.name:<10} {entry.help}" for entry in COMMANDS if entry.section == section]
+        lines += [f"  {entry.name:<11} {entry.help}" for entry in COMMANDS if entry.section == section]
     lines += [
         "",
         "Options:",

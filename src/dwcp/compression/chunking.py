@@ -17,6 +17,7 @@ from dwcp.consensus.crypto.hashes import Domain, digest
 CHUNK_BYTES_MIN = 16 << 10
 CHUNK_BYTES_AVERAGE = 64 << 10
 CHUNK_BYTES_MAX = 256 << 10
+_SMALL_BYTES = (512, 1024, 4096)  # least, average, most
 _WINDOW_BYTES = 4 << 20  # how much is cut at once; bounds memory, does not move boundaries
 
 
@@ -48,6 +49,14 @@ def cut(data: bytes) -> Iterator[bytes]:
     view = memoryview(data)
     for chunk in _compiled()(view, CHUNK_BYTES_MIN, CHUNK_BYTES_AVERAGE, CHUNK_BYTES_MAX):
         yield bytes(view[chunk.offset : chunk.offset + chunk.length])
+
+
+def cut_small(chunk: bytes) -> list[bytes]:
+    """Small pieces of one chunk, cut by content, for describing what has changed inside it."""
+    if len(chunk) <= _SMALL_BYTES[0]:
+        return [bytes(chunk)] if chunk else []
+    view = memoryview(chunk)
+    return [bytes(view[each.offset : each.offset + each.length]) for each in _compiled()(view, *_SMALL_BYTES)]
 
 
 def cut_stream(pieces: Iterable[bytes]) -> Iterator[bytes]:

@@ -101,3 +101,17 @@ class ShipFailed(TransferError):
     """No source could deliver the payload; check that one of its agents is up and still holds it."""
 
     status = 502
+
+
+class CodecLied(TransferError):
+    """A codec library gave back other bytes than it was given: do not use this release of it."""
+
+    status = 500
+
+
+class MeasurementInvalid(TransferError):
+    """Measurements of codecs cannot be read or made; the message names what is missing or damaged."""
+
+
+class ModelInvalid(TransferError):
+    """The codec selector's model cannot be used; the table answers until a sound one is installed."""

@@ -19,7 +19,6 @@ from dwcp.compression.codecs import CODECS, Codec
 
 TIER = "table"
 BLOCK_BYTES = 1 << 20
-_BLOCK_OVERHEAD_S = 0.0004  # queue, system calls and interpreter per block; 0.2 ms at each end
 _CPU_SHARE = 0.5  # of one core: both ends have other work
 _NEAR_BEST = 1.03  # within 3 % of the best the cheapest in CPU wins: ratios are not known better than that
 RATES_BPS = tuple(10 ** (6 + step / 2) for step in range(9))  # 1 Mbit/s to 10 Gbit/s
@@ -79,7 +78,7 @@ class Table:
         decompress = size_bytes / (speed.unpack_bps * _CPU_SHARE) if codec.wire else 0.0
         send = size_bytes / codec.ratio * 8 / rate_bps
         overlap = (blocks - 1) / blocks * max(compress, send, decompress)
-        total = blocks * _BLOCK_OVERHEAD_S + (compress + send + decompress) / blocks + overlap
+        total = blocks * self.calibration.block_overhead_s + (compress + send + decompress) / blocks + overlap
         return Estimate(codec.name, codec.ratio, compress, send, decompress, total)
 
 

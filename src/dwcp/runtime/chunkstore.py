@@ -14,6 +14,7 @@ blocking and safe to call from several threads.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import re
@@ -21,10 +22,12 @@ import secrets
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import cast
 
 from dwcp.compression import manifest as manifests
 from dwcp.compression.chunking import CHUNK_BYTES_MAX, address
@@ -39,12 +42,13 @@ from dwcp.compression.errors import (
     StoreUnusable,
     TransferError,
 )
-from dwcp.compression.manifest import Chunk, Limits, Manifest
+from dwcp.compression.manifest import Chunk, Entry, Limits, Manifest
 
 QUOTA_BYTES = 64 << 30
 RESERVE_BYTES = 64 << 20  # left free on the disk: journals may lie on it too
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SYNC_THREADS = 8
+_SYNC_SINGLY_MAX = 256  # more files than this are synced with their file system
 
 
 @dataclass(slots=True)
@@ -77,6 +81,7 @@ class ChunkStore:
         self._refs: Counter[bytes] = Counter()  # committed manifests by chunk, whether it is here or lost
         self._holds: Counter[bytes] = Counter()
         self._bytes = 0
+        self._paths: dict[str, list[tuple[bytes, Entry]]] | None = None  # made when it is asked for
 
     @classmethod
     def open(
@@ -162,6 +167,10 @@ class ChunkStore:
         """Keeps a chunk. Raises `StoreFull`, or `ChunkDamaged` where the bytes are not that chunk."""
         if address(data) != name:
             raise ChunkDamaged(f"these bytes are not chunk {name.hex()[:12]}")
+        self.keep(name, data)
+
+    def keep(self, name: bytes, data: bytes | memoryview) -> None:
+        """`put` for a caller who has just computed `name` from these bytes. Raises `StoreFull`."""
         if self.has(name):
             return
         self._make_room(len(data))
@@ -182,8 +191,10 @@ class ChunkStore:
             yield
         finally:
             with self._lock:
-                self._holds.subtract(held)
-                self._holds = +self._holds
+                for name in held:  # one by one: there may be many holds beside this one
+                    self._holds[name] -= 1
+                    if self._holds[name] <= 0:
+                        del self._holds[name]
 
     # manifests
 
@@ -214,6 +225,17 @@ class ChunkStore:
         if kept is None:
             raise ManifestMissing(f"no payload {root.hex()[:12]} is in this store; ask another source")
         return kept.manifest
+
+    def entries_at(self, path: str) -> list[Entry]:
+        """The files that committed payloads have at this path, newest payload first."""
+        with self._lock:
+            if self._paths is None:
+                self._paths = {}
+                for root, kept in self._kept.items():
+                    for entry in kept.manifest.entries:
+                        if entry.chunks:
+                            self._paths.setdefault(entry.path, []).append((root, entry))
+            return [entry for root, entry in reversed(self._paths.get(path, [])) if root in self._kept]
 
     def complete(self, root: bytes) -> bool:
         """Whether the payload is committed and none of its chunks has been lost since."""
@@ -316,6 +338,7 @@ class ChunkStore:
             kept = self._kept.get(root)
             if kept is None:
                 kept = self._kept[root] = _Kept(manifest)
+                self._paths = None
                 self._refs.update(manifest.chunks().keys())
             kept.owners.update(owners)
 
@@ -352,7 +375,7 @@ class ChunkStore:
             status = os.statvfs(self.directory)
         return status.f_bavail * status.f_frsize
 
-    def _write(self, path: Path, data: bytes, *, sync: bool) -> None:
+    def _write(self, path: Path, data: bytes | memoryview, *, sync: bool) -> None:
         temporary = self.directory / "tmp" / secrets.token_hex(8)
         try:
             with temporary.open("xb") as file:
@@ -372,6 +395,9 @@ class ChunkStore:
         """Chunks first, then the folders that name them, before any manifest says that they are here."""
         with self._lock:
             fresh = [name for name in names if not self._chunks[name].durable]
+        if len(fresh) > _SYNC_SINGLY_MAX and _sync_filesystem(self.directory):
+            self._made_durable(fresh)
+            return
         paths = [self._chunk_path(name) for name in fresh]
         folders = sorted({path.parent for path in paths})
         with ThreadPoolExecutor(_SYNC_THREADS) as pool:
@@ -379,6 +405,9 @@ class ChunkStore:
             list(pool.map(_sync, folders))
         if fresh:
             _sync(self.directory / "chunks")
+        self._made_durable(fresh)
+
+    def _made_durable(self, fresh: list[bytes]) -> None:
         with self._lock:
             for name in fresh:
                 if held := self._chunks.get(name):
@@ -433,6 +462,27 @@ def _checked(name: str, what: str) -> str:
     if not _NAME.fullmatch(name):
         raise RequestInvalid(f"{name[:100]!r} is no {what} name: letters, digits, '.', '_', '-', at most 100")
     return name
+
+
+@cache
+def _syncfs() -> Callable[[int], int] | None:
+    """The C library's `syncfs`; None where there is none. Python has only `sync`, which spans all disks."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    return cast("Callable[[int], int] | None", function)
+
+
+def _sync_filesystem(directory: Path) -> bool:
+    """Everything on the directory's file system in one go; False where that cannot be. Raises `OSError`."""
+    function = _syncfs()
+    if function is None:
+        return False
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        if function(descriptor) != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(directory))
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _sync(path: Path) -> None:

@@ -33,6 +33,8 @@ POINTS: Mapping[str, str] = {
     "compression.predict.after": "the codec is chosen, the source not told",
     "ship.source.before_pack": "the source is about to send a pack",
     "ship.source.after_pack": "the source has sent a pack",
+    "ship.push.before_pack": "the sender is about to push a pack",
+    "ship.push.after_pack": "the sender has pushed a pack",
     "ship.target.before_manifest": "the target has not asked for the manifest",
     "ship.target.after_manifest": "the target has the manifest and no chunk",
     "ship.target.before_chunk": "a chunk is verified, not stored",

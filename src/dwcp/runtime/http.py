@@ -379,7 +379,8 @@ class _Connection(HttpToolsProtocol):
         self._head_timer = self.loop.call_later(HEAD_SECONDS_MAX, self._head_late)
         peer = _common_name(transport)
         if peer:
-            self.app_state = {**self.app_state, "peer": peer}
+            link = transport.get_extra_info("socket")  # the data path reads the kernel's account of it
+            self.app_state = {**self.app_state, "peer": peer, "link": link}
         super().connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -6,6 +6,9 @@ Both directions hold a bounded number of packs in memory; codecs and disk run in
 from __future__ import annotations
 
 import asyncio
+import copy
+import heapq
+import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,14 +18,17 @@ from dwcp.compression.codecs import Codec
 from dwcp.compression.container import Header, PackedBlock, Reader, Writer, pack_block
 from dwcp.compression.errors import BlockInvalid, ContainerInvalid, SourceLied, UnknownCodec
 from dwcp.compression.manifest import Chunk
-from dwcp.compression.pacing import Bucket
+from dwcp.compression.pacing import Bucket, Shares
 from dwcp.compression.packs import PACK_BYTES_MAX, Pack
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.failpoints import failpoint
+from dwcp.runtime.linkmeter import LinkMeter
 
 SLICE_BYTES = 64 << 10
 _SEGMENT_PACKS = 4  # a codec is chosen again after so many packs: content changes along a payload
 _SAMPLE_BYTES = 64 << 10
+RATE_CHANGE = 1.5  # a codec is chosen again at once where the link's rate has changed by more
+PROBE_ABOVE_BPS = 50e6  # below, a codec that works for nothing costs nothing: the probe sees repeats only
 
 Load = Callable[[Chunk], bytes]  # where the bytes of a chunk come from; blocking
 
@@ -48,20 +54,64 @@ class FixedChooser:
         return self.name if not allowed or self.name in allowed else "none"
 
 
+class _Line:
+    """Pieces that wait for one link. Who is next is decided when the link is free, not before: a transfer
+    that has just been served has its next piece in the line by then."""
+
+    def __init__(self, rate_bps: float) -> None:
+        self._bucket = Bucket(rate_bps)
+        self._shares = Shares()
+        self._waiting: list[tuple[float, int, int, asyncio.Event]] = []  # tag, tie-breaker, bytes, its turn
+        self._count = itertools.count()
+        self._busy_in: asyncio.AbstractEventLoop | None = None
+
+    async def pass_through(self, transfer: object, size_bytes: int, weight: float) -> None:
+        tag = self._shares.tag(transfer, size_bytes, weight=weight)
+        turn = (tag, next(self._count), size_bytes, asyncio.Event())
+        heapq.heappush(self._waiting, turn)
+        if self._busy_in is not asyncio.get_running_loop():
+            self._serve()
+        try:
+            await turn[3].wait()
+        except asyncio.CancelledError:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+                heapq.heapify(self._waiting)
+            raise
+
+    def _serve(self) -> None:
+        """The link is free: the next piece goes; once it has passed, so to speak, the one after it."""
+        self._busy_in = None
+        if not self._waiting:
+            return
+        tag, _, size_bytes, its_turn = heapq.heappop(self._waiting)
+        self._busy_in = asyncio.get_running_loop()
+        self._shares.serve(tag)
+        its_turn.set()
+        wait = self._bucket.take(size_bytes, now_s=self._busy_in.time())
+        self._busy_in.call_later(wait, self._serve)
+
+
 class Pacer:
     """A link shared by all transfers that hold it. `rate_bps` None: as fast as it goes."""
 
     def __init__(self, rate_bps: float | None = None) -> None:
         self.rate_bps = rate_bps if rate_bps is not None else 10e9
-        self._bucket = Bucket(rate_bps) if rate_bps is not None else None
+        self._line = _Line(rate_bps) if rate_bps is not None else None
+        self._weight = 1.0
+
+    def weighted(self, weight: float) -> Pacer:
+        """The same link for one transfer, with a share in proportion to `weight` while others want it too."""
+        if weight <= 0:
+            raise ValueError(f"a share needs a weight above 0, got {weight}")
+        other = copy.copy(self)
+        other._weight = weight
+        return other
 
     async def take(self, size_bytes: int) -> None:
-        """Returns once the bytes fit the link's rate."""
-        if self._bucket is None:
-            return
-        wait = self._bucket.take(size_bytes, now_s=asyncio.get_running_loop().time())
-        if wait > 0:
-            await asyncio.sleep(wait)
+        """Returns when it is this transfer's turn and what was sent before fits the link's rate."""
+        if self._line is not None:
+            await self._line.pass_through(id(self), size_bytes, self._weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +129,8 @@ Report = Callable[[Moved], None]
 
 @dataclass(frozen=True, slots=True)
 class Outflow:
-    """How a plan is sent. `allowed` empty: every codec."""
+    """How a plan is sent. `allowed` empty: every codec. `rate_bps` is what the two ends may use of the link;
+    `meter` knows what the link gives."""
 
     load: Load
     chooser: Chooser
@@ -87,6 +138,11 @@ class Outflow:
     rate_bps: float
     allowed: frozenset[str] = frozenset()
     report: Report | None = None
+    meter: LinkMeter | None = None
+
+    @property
+    def rate_now_bps(self) -> float:
+        return min(self.rate_bps, self.meter.rate_bps) if self.meter is not None else self.rate_bps
 
 
 async def stream(plan: Sequence[Chunk], outflow: Outflow, *, first: int = 0) -> AsyncIterator[bytes]:
@@ -130,22 +186,26 @@ class _Sender:
         self._left = left
         self._codec = codecs.NONE
         self._packs = 0
+        self._chosen_bps = 0.0
 
     async def prepare(self, group: Pack, index: int) -> tuple[bytes, str]:
         raw = await asyncio.to_thread(self._load, group)
-        if self._packs % _SEGMENT_PACKS == 0:
-            self._codec = await self._choose(raw)
+        rate = self._outflow.rate_now_bps
+        steady = self._chosen_bps / RATE_CHANGE < rate < self._chosen_bps * RATE_CHANGE
+        if not steady or self._packs % _SEGMENT_PACKS == 0:
+            self._codec = await self._choose(raw, rate)
+            self._chosen_bps = rate
         self._packs += 1
         self._left -= len(raw)
         frame = await asyncio.to_thread(self._pack, raw, index)
         return frame, codecs.by_wire(frame[1]).name
 
-    async def _choose(self, raw: bytes) -> Codec:
+    async def _choose(self, raw: bytes, rate_bps: float) -> Codec:
         middle = max(0, (len(raw) - _SAMPLE_BYTES) // 2)
         name = await self._outflow.chooser.choose(
             raw[middle : middle + _SAMPLE_BYTES],
             total_bytes=self._left,
-            rate_bps=self._outflow.rate_bps,
+            rate_bps=rate_bps,
             allowed=self._outflow.allowed,
         )
         return codecs.by_name(name)
@@ -154,7 +214,8 @@ class _Sender:
         return b"".join(self._outflow.load(chunk) for chunk in group)
 
     def _pack(self, raw: bytes, index: int) -> bytes:
-        codec = codecs.NONE if codecs.looks_incompressible(raw) else self._codec
+        hopeless = self._chosen_bps > PROBE_ABOVE_BPS and codecs.looks_incompressible(raw)
+        codec = codecs.NONE if hopeless else self._codec
         return pack_block(raw, codec, stream_id=self._stream_id, index=index)
 
 

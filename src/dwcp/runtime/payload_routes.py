@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -16,13 +17,21 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from dwcp.compression import manifest as manifests
-from dwcp.compression.errors import ChunkDamaged, ChunkMissing, ManifestMissing, RequestInvalid, TransferError
+from dwcp.compression.errors import (
+    ChunkDamaged,
+    ChunkMissing,
+    ManifestMissing,
+    RequestInvalid,
+    TransferError,
+)
 from dwcp.compression.intake import bitmap
 from dwcp.compression.manifest import Chunk, Kind, Manifest
 from dwcp.runtime.chunkstore import ChunkStore
-from dwcp.runtime.http import Refusal, json_response
+from dwcp.runtime.http import Refusal, json_response, principal
+from dwcp.runtime.linkmeter import LinkMeter
 from dwcp.runtime.packflow import Chooser, Moved, Outflow, Pacer, stream
-from dwcp.runtime.payloads import PAYLOADS_PATH, receive
+from dwcp.runtime.payloads import PAYLOADS_PATH, SENT, SENT_PATH, Sent, SentList, receive
+from dwcp.runtime.pushing import CHUNKS_PATH, NEAR_PATH, Pushes, near_answer
 from dwcp.runtime.shipping import (
     HAVE_PATH,
     MANIFESTS_PATH,
@@ -33,13 +42,16 @@ from dwcp.runtime.shipping import (
 from dwcp.runtime.telemetry import Telemetry
 
 SHARING_PATHS = (PACKS_PATH, HAVE_PATH)  # asked by other agents; payloads come from submitters alone
-STREAM_PATHS = (PAYLOADS_PATH, *SHARING_PATHS)
+STREAM_PATHS = (PAYLOADS_PATH, CHUNKS_PATH, *SHARING_PATHS)
 OUTPUTS_PATH = "/v1/outputs"
 REQUEST_BYTES_MAX = 4 << 20
 _STREAMS_MAX = 16  # each holds up to two packs in memory
+_METERS_MAX = 256
 _DRAIN_BYTES_MAX = 16 << 20
 _DRAIN_S_MAX = 5.0
 
+_SENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+_PUSH = re.compile(r"[0-9a-f]{32}")
 _WORKLOAD = re.compile(r"w-[a-z0-9]{1,32}")
 
 StoreOf = Callable[[Request], ChunkStore]
@@ -57,9 +69,13 @@ def routes(
     router = APIRouter()
     for method, path, route in (
         ("POST", PAYLOADS_PATH, routes_.take_payload),
+        ("POST", CHUNKS_PATH, routes_.take_chunks),
+        ("POST", NEAR_PATH, routes_.say_what_is_near),
         ("POST", HAVE_PATH, routes_.say_what_is_here),
         ("POST", PACKS_PATH, routes_.send_packs),
         ("GET", MANIFESTS_PATH + "/{root}", routes_.send_manifest),
+        ("GET", SENT_PATH, routes_.list_sent),
+        ("DELETE", SENT_PATH + "/{name}", routes_.remove_sent),
         ("GET", OUTPUTS_PATH + "/{root}", routes_.list_output),
         ("GET", OUTPUTS_PATH + "/{root}/files/{path:path}", routes_.send_file),
     ):
@@ -82,19 +98,61 @@ class _Routes:
         self._uplink = uplink
         self._telemetry = telemetry
         self._streams = 0
+        self._meters: dict[str, LinkMeter] = {}
+        self._pushes = Pushes(clock=time.monotonic)
 
-    async def take_payload(self, request: Request, workload: str = "") -> Response:
-        if not _WORKLOAD.fullmatch(workload):  # a claim of any other name would never be given back
+    async def take_payload(
+        self, request: Request, workload: str = "", push: str = "", name: str = ""
+    ) -> Response:
+        """For a workload, whose end gives it back; or under a name, until it is removed or sent again."""
+        owner = SENT + name if _SENT_NAME.fullmatch(name) and not workload else workload
+        if not name and not _WORKLOAD.fullmatch(workload):  # any other claim would never be given back
             raise Refusal(400, "request_invalid", "say which workload the payload is for: ?workload=w-…")
+        if not owner:
+            raise Refusal(400, "request_invalid", f"{name[:80]!r} is no name: letters, digits, '.', '_', '-'")
+        store = self._store(request)
         try:
-            uploaded = await receive(request.stream(), self._store(request), owner=workload)
+            uploaded = await receive(request.stream(), store, owner=owner)
         except TransferError as exc:
             await _drain(request)  # or the submitter would see a broken connection instead of the sentence
             raise self._refused(exc) from exc
         except ClientDisconnect as exc:
             raise Refusal(400, "cut", "the submitter went away; what came is kept for its next try") from exc
         self._count("in", uploaded.received_bytes)
+        self._pushes.end(push)
+        if owner.startswith(SENT):
+            await asyncio.to_thread(_release_others, store, owner, bytes.fromhex(uploaded.root))
         return json_response(uploaded)
+
+    async def list_sent(self, request: Request) -> Response:
+        """What is held under names."""
+        return json_response(await asyncio.to_thread(_sent_in, self._store(request)))
+
+    async def remove_sent(self, request: Request, name: str) -> Response:
+        """Gives a named payload back; one that is not there is gone already."""
+        if not _SENT_NAME.fullmatch(name):
+            raise Refusal(400, "request_invalid", f"{name[:80]!r} is no name: letters, digits, '.', '_', '-'")
+        await asyncio.to_thread(self._store(request).release_owner, SENT + name)
+        return json_response(SentList(()))
+
+    async def take_chunks(self, request: Request, push: str) -> Response:
+        """Packs of a push: kept loose until a payload names their chunks."""
+        if not _PUSH.fullmatch(push):
+            raise Refusal(400, "request_invalid", "a push has a name of 32 hexadecimal digits")
+        if self._streams >= _STREAMS_MAX:
+            raise Refusal(503, "busy", f"{_STREAMS_MAX} transfers run here already; try again")
+        self._streams += 1
+        try:
+            raw = await self._pushes.take(push, request.stream(), self._store(request))
+        except TransferError as exc:
+            await _drain(request)
+            raise self._refused(exc) from exc
+        except ClientDisconnect as exc:
+            raise Refusal(400, "cut", "the sender went away; what came is kept for its next try") from exc
+        finally:
+            self._streams -= 1
+        self._count("in", raw)
+        return json_response({"bytes": raw})
 
     async def say_what_is_here(self, request: Request) -> Response:
         store = self._store(request)
@@ -104,6 +162,14 @@ class _Routes:
             raise self._refused(exc) from exc
         held = await asyncio.to_thread(lambda: [store.has(name) for name in names])
         return Response(bitmap(held), media_type="application/octet-stream")
+
+    async def say_what_is_near(self, request: Request) -> Response:
+        try:
+            body = await _body(request)
+            answer = await asyncio.to_thread(near_answer, body, self._store(request))
+        except TransferError as exc:
+            raise self._refused(exc) from exc
+        return Response(answer, media_type="application/octet-stream")
 
     async def send_packs(self, request: Request) -> Response:
         store = self._store(request)
@@ -132,6 +198,7 @@ class _Routes:
             rate,
             allowed=frozenset(wanted.codecs),
             report=self._sent(),
+            meter=self._meter(request, rate),
         )
         body = self._counted(wanted.plan, stream(wanted.plan, outflow, first=wanted.first), store)
         return StreamingResponse(body, media_type="application/vnd.dwcp.container")
@@ -200,6 +267,18 @@ class _Routes:
         finally:
             self._streams -= 1
 
+    def _meter(self, request: Request, rate_bps: float) -> LinkMeter | None:
+        """The link to the caller, over all its connections; None where there is no socket to ask."""
+        link = getattr(request.state, "link", None)
+        if link is None:
+            return None
+        name = principal(request).name
+        if name not in self._meters and len(self._meters) >= _METERS_MAX:
+            self._meters.clear()
+        meter = self._meters.setdefault(name, LinkMeter(clock=time.monotonic, first_bps=min(100e6, rate_bps)))
+        meter.watch(link)
+        return meter
+
     def _sent(self) -> Callable[[Moved], None]:
         wire = 0
 
@@ -222,6 +301,25 @@ class _Routes:
         if self._telemetry is not None:
             self._telemetry.count("dwcp_ship_refused_total", reason=code)
         return Refusal(exc.status, code, str(exc))
+
+
+def _release_others(store: ChunkStore, owner: str, root: bytes) -> None:
+    """One payload a name: the new one is durable, the old ones go."""
+    for other, owners in store.roots().items():
+        if owner in owners and other != root:
+            store.release(other, owner=owner)
+
+
+def _sent_in(store: ChunkStore) -> SentList:
+    found = []
+    for root, owners in store.roots().items():
+        manifest = store.manifest(root)
+        found += [
+            Sent(owner.removeprefix(SENT), root.hex(), manifest.total_bytes, manifest.file_count)
+            for owner in owners
+            if owner.startswith(SENT)
+        ]
+    return SentList(tuple(sorted(found, key=lambda each: each.name)))
 
 
 def code_of(exc: TransferError) -> str:

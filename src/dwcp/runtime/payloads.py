@@ -1,15 +1,17 @@
-"""Handing a payload to an agent: files are named first, then only those chunks travel that it lacks.
+"""Handing a payload to an agent: only those chunks travel that it lacks.
 
-Both sides compute the manifest's root from the bytes that they hold, so the submitter knows that the
-agent has exactly its files. An upload that broke off goes on when it is repeated.
+Chunks travel while the files are still being read (`runtime.pushing`); the manifest names them at the end.
+Both sides compute its root from the bytes that they hold, so the submitter knows that the agent has exactly
+its files. An upload that broke off goes on when it is repeated.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 import httpx
 import msgspec
@@ -17,25 +19,26 @@ import msgspec
 from dwcp.api.workloads import Shape
 from dwcp.compression import intake
 from dwcp.compression import manifest as manifests
-from dwcp.compression.chunking import address
 from dwcp.compression.errors import (
     ContainerInvalid,
-    PayloadChanged,
     RequestInvalid,
     SourceFailed,
     SourceLied,
     StoreFull,
     TransferError,
 )
-from dwcp.compression.manifest import Chunk, Kind, Manifest
+from dwcp.compression.manifest import Chunk, Manifest
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.packflow import Chooser, FixedChooser, Inflow, Outflow, Pacer, stream
-from dwcp.runtime.shipping import have, sentence
-from dwcp.runtime.trees import Node, Tree, index, read_at, read_tree
+from dwcp.runtime.pushing import Road, push
+from dwcp.runtime.shipping import sentence
+from dwcp.runtime.trees import Tree, read_tree
 
 __all__ = ["Uploaded", "read_tree", "receive", "upload"]
 
 PAYLOADS_PATH = "/v1/payloads"
+SENT_PATH = "/v1/sent"
+SENT = "sent-"  # owners of payloads that somebody sent under a name
 _PAUSES_S = (0.2, 1.0, 2.0, 4.0, 8.0)  # between tries: an agent that was killed is back within seconds
 _ANSWER_S_MAX = 120.0  # the agent syncs every chunk before it answers
 
@@ -49,13 +52,30 @@ class Uploaded(Shape, frozen=True):
     received_bytes: int
 
 
+class Sent(Shape, frozen=True):
+    """A payload that an agent holds under a name."""
+
+    name: str
+    root: str
+    bytes: int
+    files: int
+
+
+class SentList(Shape, frozen=True):
+    """`GET /v1/sent`."""
+
+    sent: tuple[Sent, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Handed:
-    """How far a submission is. `stage` is "reading" or "sending"; bytes are raw."""
+    """How far a submission is. `stage` is "sending" or "checking"; bytes are raw, those that are at the
+    agent, those of all files, and those that had to travel."""
 
     stage: str
     done_bytes: int
     total_bytes: int
+    sent_bytes: int
 
 
 Tell = Callable[[Handed], None]
@@ -66,20 +86,26 @@ async def upload(
     url: str,
     tree: Tree,
     *,
-    workload: str,
+    workload: str = "",
+    name: str = "",
     tell: Tell | None = None,
-    chooser: Chooser = FixedChooser("lz4"),
+    chooser: Chooser = FixedChooser("zstd-3"),
     pacer: Pacer | None = None,
 ) -> Uploaded:
-    """Gives the tree to the agent at `url` on behalf of a workload.
+    """Gives the tree to the agent at `url` on behalf of a workload, or under a name.
 
     Raises `PayloadChanged`, or `TransferError` with the agent's sentence.
     """
-    progress = _Handing(tree.total_bytes, tell)
-    manifest = await asyncio.to_thread(index, tree, advance=progress.reading)
+    own = secrets.token_hex(16)
+    query = urlencode({"workload": workload, "name": name, "push": own})
     for pause_s in (*_PAUSES_S, None):
+        progress = _Handing(tree.total_bytes, tell)
+        road = Road(client, url, chooser, pacer or Pacer(), progress.settled, own)
         try:
-            return await _send(client, url, tree, manifest, workload, progress, chooser, pacer or Pacer())
+            manifest, sent = await push(tree, road)
+            progress.checking()
+            answer = await _commit(client, url, manifest, query)
+            return msgspec.structs.replace(answer, received_bytes=sent)
         except SourceFailed:
             if pause_s is None:
                 raise
@@ -126,53 +152,40 @@ async def _take(body: AsyncIterator[bytes], first: bytes, sent: tuple[Chunk, ...
         raise RequestInvalid(f"the upload broke off: {exc}; send it again") from exc
 
 
-async def _send(
-    client: httpx.AsyncClient,
-    url: str,
-    tree: Tree,
-    manifest: Manifest,
-    workload: str,
-    progress: _Handing,
-    chooser: Chooser,
-    pacer: Pacer,
-) -> Uploaded:
-    plan = intake.plan(manifest)
-    there = await have(client, url, plan)
-    sent = tuple(chunk for chunk, held in zip(plan, there, strict=True) if not held)
-    places = _Places(tree, manifest)
-    progress.sending(sent)
-    outflow = Outflow(
-        places.load,
-        chooser,
-        pacer,
-        pacer.rate_bps,
-        report=lambda moved: progress.sent(moved.raw_bytes),
-    )
-
-    own: list[
-        TransferError
-    ] = []  # what went wrong on this side; whatever the agent then says follows from it
+async def _commit(client: httpx.AsyncClient, url: str, manifest: Manifest, query: str) -> Uploaded:
+    """Names the payload whose chunks the agent has; the answer comes when all of it is durable there."""
+    outflow = Outflow(_nothing, FixedChooser("none"), Pacer(), rate_bps=1.0)
 
     async def body() -> AsyncIterator[bytes]:
-        yield intake.prelude(manifest, {chunk.address for chunk in sent})
-        try:
-            async for piece in stream(sent, outflow):
-                yield piece
-        except TransferError as exc:
-            own.append(exc)
-            raise
+        yield intake.prelude(manifest, ())
+        async for piece in stream((), outflow):
+            yield piece
 
-    address_of = f"{url}{PAYLOADS_PATH}?workload={quote(workload, safe='')}"
+    address_of = f"{url}{PAYLOADS_PATH}?{query}"
     timeout = httpx.Timeout(_ANSWER_S_MAX, connect=10.0)
     try:
         response = await client.post(address_of, content=body(), timeout=timeout)
     except (httpx.HTTPError, OSError) as exc:
-        if own:
-            raise own[0] from exc
         raise SourceFailed(f"the agent at {url} cannot be reached: {str(exc) or type(exc).__name__}") from exc
-    if own:
-        raise own[0]
     return _answer(url, response, manifest)
+
+
+async def sent_list(client: httpx.AsyncClient, url: str) -> tuple[Sent, ...]:
+    """What the agent holds under names. Raises `SourceFailed`."""
+    try:
+        response = await client.get(url + SENT_PATH)
+    except (httpx.HTTPError, OSError) as exc:
+        raise SourceFailed(f"the agent at {url} cannot be reached: {str(exc) or type(exc).__name__}") from exc
+    if response.status_code != httpx.codes.OK:
+        raise SourceFailed(f"the agent at {url}: {sentence(response.status_code, response.content)}")
+    try:
+        return msgspec.json.decode(response.content, type=SentList).sent
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise SourceFailed(f"the agent at {url} answers something else: {exc}") from exc
+
+
+def _nothing(chunk: Chunk) -> bytes:
+    raise AssertionError(f"a stream without chunks asks for {chunk.address.hex()}")
 
 
 def _answer(url: str, response: httpx.Response, manifest: Manifest) -> Uploaded:
@@ -190,46 +203,20 @@ def _answer(url: str, response: httpx.Response, manifest: Manifest) -> Uploaded:
     return answer
 
 
-class _Places:
-    """Where in the tree the bytes of each chunk are, to read them a second time."""
-
-    def __init__(self, tree: Tree, manifest: Manifest) -> None:
-        self._tree = tree
-        self._places: dict[bytes, tuple[Node, int]] = {}
-        nodes = {node.path: node for node in tree.nodes}
-        for entry in manifest.entries:
-            offset = 0
-            for chunk in entry.chunks if entry.kind == Kind.FILE else ():
-                self._places.setdefault(chunk.address, (nodes[entry.path], offset))
-                offset += chunk.size
-
-    def load(self, chunk: Chunk) -> bytes:
-        """Raises `PayloadChanged` where the file no longer holds it."""
-        node, offset = self._places[chunk.address]
-        data = read_at(self._tree, node, offset, chunk.size)
-        if address(data) != chunk.address:
-            raise PayloadChanged(
-                f"payload changed while it was read: {manifests.shown(node.path)}; submit again"
-            )
-        return data
-
-
 class _Handing:
-    """Adds up the two stages of a submission."""
+    """Adds up how far a submission is."""
 
     def __init__(self, total_bytes: int, tell: Tell | None) -> None:
         self._tell = tell or (lambda _: None)
         self._total = total_bytes
         self._done = 0
+        self._sent = 0
+        self._tell(Handed("sending", 0, total_bytes, 0))
 
-    def reading(self, size: int) -> None:
+    def settled(self, size: int, sent: int) -> None:
         self._done += size
-        self._tell(Handed("reading", self._done, self._total))
+        self._sent += sent
+        self._tell(Handed("sending", self._done, self._total, self._sent))
 
-    def sending(self, sent: tuple[Chunk, ...]) -> None:
-        self._done, self._total = 0, sum(chunk.size for chunk in sent)
-        self._tell(Handed("sending", 0, self._total))
-
-    def sent(self, size: int) -> None:
-        self._done += size
-        self._tell(Handed("sending", self._done, self._total))
+    def checking(self) -> None:
+        self._tell(Handed("checking", self._done, self._total, self._sent))

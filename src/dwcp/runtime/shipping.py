@@ -1,8 +1,9 @@
 """Pulling a payload from other agents: only what is missing, every byte verified, resumed after any break.
 
-A pull asks a source which of the missing chunks it has, streams them as packs, and goes on where it
-stopped: with the same plan at the next pack while both processes live, with the chunks that are still
-missing after a crash. A source that lies is not asked again; one that fails is, after a pause.
+A pull asks all sources which of the missing chunks they have, takes segments of packs from them side by
+side, and goes on where it stopped: with the same plan at the next pack while both processes live, with
+the chunks that are still missing after a crash. A source that lies is not asked again; one that fails
+is, after a pause.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -31,6 +34,7 @@ from dwcp.compression.errors import (
     SourceLied,
 )
 from dwcp.compression.manifest import Chunk, Limits, Manifest
+from dwcp.compression.pacing import Outlook
 from dwcp.consensus.core.errors import MalformedFrame
 from dwcp.consensus.crypto import codec
 from dwcp.consensus.crypto.codec import Record
@@ -44,6 +48,8 @@ HAVE_PATH = "/v1/chunks/have"
 PACKS_PATH = "/v1/packs"
 MANIFESTS_PATH = "/v1/manifests"
 _ERROR_BYTES_MAX = 4096
+_STREAMS = 2  # of one source: one is packed while the other is sent
+_SEGMENT_PACKS = 4
 
 
 class PackRequest(Record, frozen=True):
@@ -68,10 +74,12 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Raw bytes of the payload that are here, of all; wire bytes that came; seconds left, once known."""
+    """Raw bytes of the payload that are here, of all, and of these moved by this pull; wire bytes that came;
+    seconds left, once known."""
 
     done_bytes: int
     total_bytes: int
+    moved_bytes: int
     wire_bytes: int
     eta_s: float | None
     source: str
@@ -110,15 +118,26 @@ def decode_pack_request(data: bytes) -> PackRequest:
 
 
 async def have(
-    client: httpx.AsyncClient, url: str, plan: Sequence[Chunk], *, stall_s: float = 10.0
+    client: httpx.AsyncClient,
+    url: str,
+    plan: Sequence[Chunk],
+    *,
+    stall_s: float = 10.0,
+    extensions: dict[str, Any] | None = None,  # Any: httpx's own
 ) -> list[bool]:
     """Which chunks the agent at `url` has. Raises `SourceFailed` or `SourceLied`."""
     found: list[bool] = []
     for start in range(0, len(plan), packs.PLAN_CHUNKS_MAX):
         part = plan[start : start + packs.PLAN_CHUNKS_MAX]
         body = b"".join(chunk.address for chunk in part)
-        answer = await _exchange(
-            client, "POST", url + HAVE_PATH, body=body, size_max=len(part), stall_s=stall_s
+        answer = await exchange(
+            client,
+            "POST",
+            url + HAVE_PATH,
+            body=body,
+            size_max=len(part),
+            stall_s=stall_s,
+            extensions=extensions,
         )
         try:
             found += intake.flags(answer, len(part))
@@ -219,7 +238,7 @@ class _Pull:
         self._turn = 0
         self._last = "there is no source"
         self._done = self._at_start = self._total = self._wire = 0
-        self._started_s = 0.0
+        self._outlook = Outlook(now_s=asyncio.get_running_loop().time())
 
     async def manifest(self, root: bytes, limits: Limits) -> Manifest:
         """From the first source that has it, verified against the root."""
@@ -240,23 +259,77 @@ class _Pull:
         """Until none is missing."""
         plan = intake.plan(manifest)
         self._total = sum(chunk.size for chunk in plan)
-        self._started_s = asyncio.get_running_loop().time()
+        self._outlook = Outlook(now_s=asyncio.get_running_loop().time())
         missing = await asyncio.to_thread(self._store.missing, plan)
         self._done = self._at_start = self._total - sum(chunk.size for chunk in missing)
         while missing:
-            async with self._attempt() as source:
-                await self._from(source, missing)
+            self._require_hope()
+            before = self._done
+            await self._round(missing)
             missing = await asyncio.to_thread(self._store.missing, missing)
+            if missing and self._done == before and self._sources:
+                await asyncio.sleep(self._patience.pause_s(max(1, self._failures)))
         self._say(Source("", ""), "none")
 
-    async def _from(self, source: Source, missing: list[Chunk]) -> None:
-        """What this source has of the missing chunks, plan by plan."""
-        flags = await have(self._client, source.url, missing, stall_s=self._patience.stall_s)
+    async def _round(self, missing: list[Chunk]) -> None:
+        """Every source gives what it has, side by side, each segment once, over a few streams a source.
+
+        A source that fails or lies ends its part of the round; what it left is for the next round.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                questions = [tasks.create_task(self._held_by(source, missing)) for source in self._sources]
+            shares = [question.result() for question in questions]
+            segments = _segments(missing, {chunk.address for _, held in shares for chunk in held})
+            async with asyncio.TaskGroup() as tasks:
+                for source, held in shares:
+                    names = {chunk.address for chunk in held}
+                    for _ in range(_STREAMS if held else 0):
+                        tasks.create_task(self._take_segments(source, names, segments))
+        except BaseExceptionGroup as group:  # of the own store: nothing that another source could mend
+            raise _first(group) from group
+
+    async def _held_by(self, source: Source, missing: list[Chunk]) -> tuple[Source, list[Chunk]]:
+        try:
+            flags = await have(self._client, source.url, missing, stall_s=self._patience.stall_s)
+        except SourceFailed as exc:
+            self._note(source, exc)
+            return source, []
         held = [chunk for chunk, there in zip(missing, flags, strict=True) if there]
         if not held:
-            raise SourceFailed(f"{source.name} has none of the {len(missing)} chunks that are missing")
-        for start in range(0, len(held), packs.PLAN_CHUNKS_MAX):
-            await self._plan(source, held[start : start + packs.PLAN_CHUNKS_MAX])
+            nothing = f"{source.name} has none of the {len(missing)} chunks that are missing"
+            self._note(source, SourceFailed(nothing))
+        return source, held
+
+    async def _take_segments(self, source: Source, names: set[bytes], segments: deque[list[Chunk]]) -> None:
+        """One stream's share: segments of which the source has something, until none is left."""
+        passed: list[list[Chunk]] = []
+        while segments and source in self._sources:
+            segment = segments.popleft()
+            plan = [chunk for chunk in segment if chunk.address in names]
+            if rest := [chunk for chunk in segment if chunk.address not in names]:
+                passed.append(rest)
+            try:
+                if plan:
+                    await self._plan(source, plan)
+            except (SourceFailed, ContainerInvalid) as exc:
+                self._note(source, exc)
+                break
+        segments.extend(passed)  # for streams of other sources
+
+    def _note(self, source: Source, exc: SourceFailed | ContainerInvalid) -> None:
+        """Counts a failure, or drops a source that lied."""
+        if isinstance(exc, SourceLied):
+            if source in self._sources:
+                self._sources.remove(source)
+            self._last = f"{source.name} is not asked again: {exc}"
+            return
+        self._failures += 1
+        self._last = f"{source.name}: {exc}"
+
+    def _require_hope(self) -> None:
+        if not self._sources or self._failures >= self._patience.failures:
+            raise ShipFailed(f"the payload cannot be had: {self._last}")
 
     async def _plan(self, source: Source, plan: list[Chunk]) -> None:
         """One plan; a stream that breaks off after some packs is taken up at the next one."""
@@ -294,7 +367,7 @@ class _Pull:
         inflow.finish()
 
     async def _get(self, url: str, size_max: int) -> bytes:
-        return await _exchange(
+        return await exchange(
             self._client,
             "GET",
             url,
@@ -309,18 +382,13 @@ class _Pull:
         source = self._next()
         try:
             yield source
-        except SourceLied as exc:
-            self._sources.remove(source)
-            self._last = f"{source.name} is not asked again: {exc}"
         except (SourceFailed, ContainerInvalid) as exc:
-            self._failures += 1
-            self._last = f"{source.name}: {exc}"
-            if self._failures < self._patience.failures:
+            self._note(source, exc)
+            if self._failures < self._patience.failures and not isinstance(exc, SourceLied):
                 await asyncio.sleep(self._patience.pause_s(self._failures))
 
     def _next(self) -> Source:
-        if not self._sources or self._failures >= self._patience.failures:
-            raise ShipFailed(f"the payload cannot be had: {self._last}")
+        self._require_hope()
         source = self._sources[self._turn % len(self._sources)]
         self._turn += 1
         return source
@@ -333,14 +401,27 @@ class _Pull:
     def _say(self, source: Source, codec_name: str) -> None:
         if self._tell is None:
             return
-        elapsed = asyncio.get_running_loop().time() - self._started_s
-        gained = self._done - self._at_start
-        left = self._total - self._done
-        eta = left * elapsed / gained if gained else (0.0 if not left else None)
-        self._tell(Progress(self._done, self._total, self._wire, eta, source.name, codec_name))
+        moved = self._done - self._at_start
+        now_s = asyncio.get_running_loop().time()
+        eta = self._outlook.left_s(moved, self._total - self._at_start, now_s=now_s)
+        self._tell(Progress(self._done, self._total, moved, self._wire, eta, source.name, codec_name))
 
 
-async def _exchange(
+def _segments(missing: list[Chunk], names: set[bytes]) -> deque[list[Chunk]]:
+    """What can be had somewhere, in stretches that one stream takes at a time."""
+    groups = packs.group(chunk for chunk in missing if chunk.address in names)
+    return deque(
+        [chunk for group in groups[at : at + _SEGMENT_PACKS] for chunk in group]
+        for at in range(0, len(groups), _SEGMENT_PACKS)
+    )
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+async def exchange(
     client: httpx.AsyncClient,
     method: str,
     url: str,
@@ -349,11 +430,14 @@ async def _exchange(
     stall_s: float,
     body: bytes = b"",
     pass_size: Callable[[int], Awaitable[None]] | None = None,
+    extensions: dict[str, Any] | None = None,  # Any: httpx's own
 ) -> bytes:
     """A whole answer of at most `size_max` bytes. Raises `SourceFailed` or `SourceLied`."""
     data = bytearray()
     try:
-        async with client.stream(method, url, content=body, timeout=httpx.Timeout(stall_s)) as response:
+        async with client.stream(
+            method, url, content=body, timeout=httpx.Timeout(stall_s), extensions=extensions
+        ) as response:
             await _require_success(response)
             async for piece in response.aiter_raw(SLICE_BYTES):
                 data += piece

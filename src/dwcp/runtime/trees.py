@@ -52,11 +52,15 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A directory as it was when it was walked; nothing of its files has been read yet."""
+    """A directory as it was when it was walked; nothing of its files has been read yet.
+
+    `only`: of all that is in the directory, this one file was meant.
+    """
 
     directory: Path
     limits: Limits
     nodes: tuple[Node, ...]
+    only: str = ""
 
     @property
     def total_bytes(self) -> int:
@@ -67,16 +71,17 @@ class Tree:
         return sum(1 for node in self.nodes if node.kind == Kind.FILE)
 
 
-def read_tree(directory: Path, limits: Limits = Limits()) -> Tree:
+def read_tree(directory: Path, limits: Limits = Limits(), *, only: str = "") -> Tree:
     """Walks a payload under every rule that needs no content. Raises `PayloadRefused`, `PayloadChanged`."""
     top = _open_top(directory)
     try:
-        nodes = tuple(sorted(_walk(top, "", limits), key=lambda node: node.path.encode()))
+        found = (_node(top, only, only, limits),) if only else _walk(top, "", limits)
+        nodes = tuple(sorted(found, key=lambda node: node.path.encode()))
     finally:
         os.close(top)
     if len(nodes) > limits.entries:
         raise PayloadRefused(f"the payload has more than {limits.entries} entries")
-    tree = Tree(directory, limits, nodes)
+    tree = Tree(directory, limits, nodes, only)
     if tree.total_bytes > limits.total_bytes:
         raise PayloadRefused(
             f"the payload's files have {tree.total_bytes} bytes, {limits.total_bytes} are allowed"
@@ -89,10 +94,15 @@ def read_tree(directory: Path, limits: Limits = Limits()) -> Tree:
 def index(tree: Tree, *, keep: Keep | None = None, advance: Advance | None = None) -> Manifest:
     """Reads every file once, cuts and names its chunks. Raises `PayloadChanged`."""
     entries = [_index_node(tree, node, keep, advance) for node in tree.nodes]
-    again = read_tree(tree.directory, tree.limits)
+    require_unchanged(tree)
+    return manifests.make(entries, tree.limits)
+
+
+def require_unchanged(tree: Tree) -> None:
+    """Walks again. Raises `PayloadChanged`, naming the first entry that came, went or changed."""
+    again = read_tree(tree.directory, tree.limits, only=tree.only)
     if again.nodes != tree.nodes:
         raise _changed(_first_difference(tree.nodes, again.nodes))
-    return manifests.make(entries, tree.limits)
 
 
 def read_file(tree: Tree, node: Node) -> Iterator[bytes]:

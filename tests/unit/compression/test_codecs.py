@@ -6,6 +6,7 @@ import bz2
 import lzma
 import random
 import struct
+import zlib
 
 import brotli
 import lz4.block
@@ -25,12 +26,25 @@ ZEROS = bytes(64 << 20)
 
 def test_wire_numbers_and_names_never_change() -> None:
     """The list is part of the container format: compare it with what was first released."""
-    expected = ["none", "lz4-a8", "lz4", "zstd-f1", "zstd-1", "zstd-3", "zstd-5", "brotli-5", "bz2-9", "xz-6"]
+    expected = [
+        "none",
+        "lz4-a8",
+        "lz4",
+        "zstd-f1",
+        "zstd-1",
+        "zstd-3",
+        "zstd-5",
+        "brotli-5",
+        "bz2-9",
+        "xz-6",
+        "zstd-9",
+        "igzip-1",
+    ]
 
-    actual = [codecs.by_wire(wire).name for wire in range(10)]
+    actual = [codecs.by_wire(wire).name for wire in range(12)]
 
     assert actual == expected
-    assert [codecs.by_name(name).wire for name in expected] == list(range(10))
+    assert [codecs.by_name(name).wire for name in expected] == list(range(12))
 
 
 @ALL
@@ -62,6 +76,9 @@ def _bomb(name: str) -> bytes:
         return bytes(lz4.block.compress(ZEROS, store_size=False))
     if name.startswith("zstd"):
         return zstandard.ZstdCompressor(level=3).compress(ZEROS)
+    if name == "igzip-1":
+        packer = zlib.compressobj(9, wbits=-15)
+        return packer.compress(ZEROS) + packer.flush()
     if name == "brotli-5":
         return bytes(brotli.compress(ZEROS, quality=5))
     if name == "bz2-9":
@@ -153,8 +170,8 @@ def test_unknown_codecs_are_named() -> None:
     """The sentence lists what there is."""
     with pytest.raises(UnknownCodec, match="zstd-3"):
         codecs.by_name("snappy")
-    with pytest.raises(UnknownCodec, match="0 to 9"):
-        codecs.by_wire(10)
+    with pytest.raises(UnknownCodec, match="0 to 11"):
+        codecs.by_wire(12)
 
 
 def test_the_probe_tells_noise_from_text() -> None:

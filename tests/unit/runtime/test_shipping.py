@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import struct
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -12,12 +13,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dwcp.compression import codecs, intake
+from dwcp.compression import codecs, intake, packs
 from dwcp.compression import manifest as m
 from dwcp.compression.calibration import Calibration, Speed
 from dwcp.compression.chunking import address
 from dwcp.compression.container import Header, PackedBlock, Reader, Writer
-from dwcp.compression.errors import PayloadChanged, PayloadRefused, ShipFailed, SourceFailed, TransferError
+from dwcp.compression.errors import (
+    BombRefused,
+    PayloadChanged,
+    PayloadRefused,
+    ShipFailed,
+    SourceFailed,
+    TransferError,
+)
 from dwcp.compression.manifest import Manifest
 from dwcp.compression.table import Table
 from dwcp.runtime.choosing import ServiceChooser, TableChooser, calibrated
@@ -25,7 +33,8 @@ from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.http import Health, application
 from dwcp.runtime.packflow import FixedChooser, Pacer
 from dwcp.runtime.payload_routes import routes
-from dwcp.runtime.payloads import Handed, upload
+from dwcp.runtime.payloads import Handed, Sent, sent_list, upload
+from dwcp.runtime.pushing import Pushes
 from dwcp.runtime.shipping import Patience, Progress, Source, download, have, pull, sentence
 from dwcp.runtime.telemetry import Telemetry
 from dwcp.runtime.trees import capture, read_tree
@@ -284,7 +293,7 @@ def test_a_liar_is_found_and_not_asked_again(
     _pull(agents, manifest, [liar, oslo], store)
 
     assert store.complete(m.root(manifest))
-    assert [name for name, _ in agents.asked].count("liar") <= 3
+    assert [name for name, _ in agents.asked].count("liar") <= 4  # manifest, chunks, two streams at once
 
 
 def test_an_unreachable_source_ends_in_a_sentence(tmp_path: Path, agents: Agents) -> None:
@@ -354,7 +363,7 @@ def test_an_upload_arrives_and_a_second_one_costs_nothing(tmp_path: Path, agents
     assert first.files == 32  # type: ignore[attr-defined]
     assert first.received_bytes == first.bytes  # type: ignore[attr-defined]
     assert second.received_bytes == 0  # type: ignore[attr-defined]
-    assert {each.stage for each in told} == {"reading", "sending"}
+    assert {each.stage for each in told} == {"sending", "checking"}
     assert told[-1].done_bytes == told[-1].total_bytes
 
 
@@ -505,3 +514,164 @@ def test_sentences_come_from_any_answer() -> None:
     assert sentence(502, b"<html>") == "it answered 502: <html>"
     assert "no explanation" in sentence(500, b"")
     assert isinstance(SourceFailed("x"), TransferError)
+
+
+def test_a_name_holds_the_last_thing_sent(tmp_path: Path, agents: Agents) -> None:
+    """Sent twice under one name: the second replaces the first, whose own chunks go; removed, all go."""
+    store = ChunkStore.open(tmp_path / "oslo")
+    agents.add("oslo", store)
+    tree = _tree(tmp_path / "payload")
+
+    async def main() -> list[tuple[Sent, ...]]:
+        async with httpx.AsyncClient(transport=agents) as client:
+            seen = []
+            for text in ("first", "second"):
+                (tree / "note").write_text(text)
+                await upload(client, "http://oslo", read_tree(tree), name="data")
+                seen.append(await sent_list(client, "http://oslo"))
+            only = read_tree(tree, only="note")
+            answer = await upload(client, "http://oslo", only, name="note")
+            assert (answer.files, answer.received_bytes) == (1, 0)
+            seen.append(await sent_list(client, "http://oslo"))
+            for name in ("data", "note", "never"):
+                assert (await client.delete(f"http://oslo/v1/sent/{name}")).status_code == 200
+            return seen
+
+    first, second, both = asyncio.run(main())
+    assert [each.name for each in (*first, *second, *both)] == ["data", "data", "data", "note"]
+    assert first[0].root != second[0].root
+    assert store.roots() == {}
+    assert store.bytes_held == 0
+
+
+def test_pushes_hold_what_they_sent_until_they_are_over(tmp_path: Path) -> None:
+    """A full store sweeps what nobody holds: not what a push under way has sent, but what a silent one has."""
+    now = [0.0]
+    store = ChunkStore.open(tmp_path / "oslo")
+    pushes = Pushes(clock=lambda: now[0], kept_s=600)
+
+    async def body(seed: int) -> AsyncIterator[bytes]:
+        chunks = [packs.Part(random.Random(seed).randbytes(50_000)), packs.Part(b"x")]
+        writer = Writer(Header(bytes(16), packs.PARCEL_BYTES_MAX))
+        yield writer.header.encode() + writer.block(packs.parcel(chunks), codecs.NONE) + writer.end()
+
+    async def main() -> list[int]:
+        held = []
+        await pushes.take("a", body(1), store)
+        held.append(store.sweep())
+        now[0] = 500.0
+        await pushes.take("b", body(2), store)
+        held.append(store.sweep())
+        now[0] = 700.0
+        await pushes.take("b", body(3), store)  # by now "a" is forgotten
+        held.append(store.sweep())
+        pushes.end("b")
+        return [*held, store.sweep()]
+
+    assert asyncio.run(main()) == [0, 0, 50_000, 100_001]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    sizes=st.lists(st.integers(0, 2**32 - 1), max_size=4),
+    count=st.integers(0, 2**32 - 1),
+    tail=st.binary(max_size=60),
+)
+def test_forged_parcels_are_refused(sizes: list[int], count: int, tail: bytes) -> None:
+    """Whatever a sender declares, a parcel is its chunks exactly or is refused with a sentence."""
+    raw = struct.pack(f">I{len(sizes)}I", count, *sizes) + tail
+    try:
+        chunks = packs.unparcel(raw)
+    except TransferError:
+        return
+    assert packs.parcel(chunks) == raw
+
+
+def test_an_edit_travels_as_what_is_new(tmp_path: Path, agents: Agents) -> None:
+    """4 KiB overwritten in a file of 3 MiB that the agent has: some KiB travel, and the root is right."""
+    store = ChunkStore.open(tmp_path / "oslo")
+    agents.add("oslo", store)
+    tree = _tree(tmp_path / "payload")
+
+    async def main() -> int:
+        async with httpx.AsyncClient(transport=agents) as client:
+            await upload(client, "http://oslo", read_tree(tree), name="data")
+            with (tree / "noise").open("r+b") as file:
+                file.seek(1_500_000)
+                file.write(random.Random(7).randbytes(4096))
+            answer = await upload(client, "http://oslo", read_tree(tree), name="data")
+            assert store.complete(bytes.fromhex(answer.root))
+            return answer.received_bytes
+
+    assert 4096 < asyncio.run(main()) < 16_000
+
+
+def test_a_bomb_of_recipes_is_refused(tmp_path: Path) -> None:
+    """A small pack whose recipes make far more than a pack: refused at the limit, with a sentence."""
+    store = ChunkStore.open(tmp_path / "oslo")
+    base = random.Random(1).randbytes(250_000)
+    store.put(address(base), base)
+    made = b"".join((bytes([1, 0, 1]), address(base), bytes([1, 0]), bytes(4), len(base).to_bytes(4, "big")))
+
+    async def body() -> AsyncIterator[bytes]:
+        writer = Writer(Header(bytes(16), packs.PARCEL_BYTES_MAX))
+        raw = packs.parcel([packs.Part(made, is_recipe=True)] * 1000)
+        yield writer.header.encode() + writer.block(raw, codecs.NONE) + writer.end()
+
+    async def main() -> None:
+        with pytest.raises(BombRefused, match="make more than"):
+            await Pushes(clock=lambda: 0.0).take("a", body(), store)
+
+    asyncio.run(main())
+    assert store.bytes_held == len(base)
+
+
+def test_sources_give_side_by_side(tmp_path: Path, agents: Agents, held: tuple[Manifest, Source]) -> None:
+    """Two that have everything: both send packs, and no chunk travels twice."""
+    manifest, oslo = held
+    copy = ChunkStore.open(tmp_path / "copy")
+    _pull(agents, manifest, [oslo], copy)
+    lima = agents.add("lima", copy)
+    big = _tree(tmp_path / "big", seed=8, size=24 << 20)
+    manifests = [capture(big, agents.stores[name], owner="w-2") for name in ("oslo", "lima")]
+    agents.asked.clear()
+    told: list[Progress] = []
+    store = ChunkStore.open(tmp_path / "rome")
+    _pull(agents, manifests[0], [oslo, lima], store, tell=told.append)
+
+    gave = {name for name, path in agents.asked if path == "/v1/packs"}
+    assert gave == {"oslo", "lima"}
+    assert told[-1].moved_bytes == sum(chunk.size for chunk in intake.plan(manifests[0]))
+    assert told[-1].wire_bytes < told[-1].moved_bytes
+
+
+def test_a_paced_link_is_shared_by_weight_and_survives_a_cancelled_wait() -> None:
+    """Three transfers on 80 Mbit/s, weights 8 and 2, and one that is cancelled while it waits."""
+
+    async def main() -> dict[str, int]:
+        link = Pacer(80e6)
+        moved = {"urgent": 0, "idle": 0}
+
+        enough = asyncio.Event()
+
+        async def move(name: str, weight: float) -> None:
+            own = link.weighted(weight)
+            while True:
+                await own.take(10_000)
+                moved[name] += 1
+                if sum(moved.values()) >= 200:
+                    enough.set()
+
+        tasks = [asyncio.create_task(move("urgent", 8)), asyncio.create_task(move("idle", 2))]
+        await asyncio.sleep(0)
+        stray = asyncio.create_task(link.take(10_000))
+        await asyncio.sleep(0)
+        stray.cancel()
+        await enough.wait()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, stray, return_exceptions=True)
+        return moved
+
+    moved = asyncio.run(main())
+    assert 3 < moved["urgent"] / moved["idle"] < 5

@@ -78,7 +78,8 @@ def assign(view: View, scores: Floats) -> Ints:
     factor = np.array([0.3, 1.0, 3.0])[view.priority][:, None]
     gain = WEIGHTS.sla * worth * factor - price(view, np) + TIE * worth * scores
     solver = highspy.Highs()
-    solver.silent()
+    solver.setOptionValue("log_to_console", False)
+    solver.setOptionValue("output_flag", False)
     solver.setOptionValue("threads", 1)
     solver.setOptionValue("time_limit", SECONDS_MAX)
     model = highspy.HighsLp()

@@ -312,7 +312,11 @@ class Courier:
                 work = await asyncio.to_thread(self.attempt.fresh_work)
                 if self.spec.payload is not None:
                     await self.site.goods.fetch(
-                        self.spec.payload, work, owner=self.attempt.name, progress=self._progress
+                        self.spec.payload,
+                        work,
+                        owner=self.attempt.name,
+                        progress=self._progress,
+                        priority=self.spec.job.priority,
                     )
                 break
             except PayloadDelayed as exc:

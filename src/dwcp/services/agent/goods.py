@@ -40,7 +40,9 @@ class StoreGoods:
         self._client = client
         self._downlink = downlink
 
-    async def fetch(self, payload: PayloadRef, into: Path, *, owner: str, progress: Progress) -> None:
+    async def fetch(
+        self, payload: PayloadRef, into: Path, *, owner: str, progress: Progress, priority: int = 2
+    ) -> None:
         try:
             root = bytes.fromhex(payload.root)
         except ValueError as exc:
@@ -52,7 +54,7 @@ class StoreGoods:
                 store=self._store,
                 owner=owner,
                 client=self._client,
-                pacer=self._downlink,
+                pacer=self._downlink.weighted(2.0**priority),
                 tell=lambda moved: progress(moved.done_bytes, moved.total_bytes),
                 patience=PATIENCE,
             )

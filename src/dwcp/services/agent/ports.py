@@ -74,8 +74,13 @@ Progress = Callable[[int, int], None]  # bytes here, bytes in all
 class Goods(Protocol):
     """Payloads in, outputs out."""
 
-    async def fetch(self, payload: PayloadRef, into: Path, *, owner: str, progress: Progress) -> None:
-        """Materialise a payload into an empty folder. Raises `PayloadDelayed` or `PayloadLost`."""
+    async def fetch(
+        self, payload: PayloadRef, into: Path, *, owner: str, progress: Progress, priority: int = 2
+    ) -> None:
+        """Materialise a payload into an empty folder; `priority` is its share of the link.
+
+        Raises `PayloadDelayed` or `PayloadLost`.
+        """
         ...
 
     async def capture(self, folder: Path, *, owner: str) -> Captured:

@@ -234,7 +234,9 @@ class FolderGoods:
     released: list[str] = field(default_factory=list)
     claimed: list[str] = field(default_factory=list)
 
-    async def fetch(self, payload: PayloadRef, into: Path, *, owner: str, progress: Progress) -> None:
+    async def fetch(
+        self, payload: PayloadRef, into: Path, *, owner: str, progress: Progress, priority: int = 2
+    ) -> None:
         source = self.payloads / payload.root
         if not source.is_dir():
             raise PayloadLost(f"no source has {payload.root}")

@@ -1,0 +1,80 @@
+"""A transfer over a link that changes under it: namespaces and `tc tbf`, where there is a root to make them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from benchmarks import links
+
+from dwcp.runtime.chunkstore import ChunkStore
+from dwcp.runtime.clock import SystemClock
+from dwcp.runtime.keys import create_authority, issue
+
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.needs_root,
+    pytest.mark.skipif(bool(links.reason()), reason=links.reason() or "a link can be made"),
+]
+PARTY = Path(__file__).with_name("ship_party.py")
+
+
+def _certificates(folder: Path) -> dict[str, dict[str, str]]:
+    now_ms = SystemClock().now_ms()
+    authority = create_authority(folder / "ca", name="test", now_ms=now_ms)
+    found = {}
+    for name, host in (("operator", links.NEAR), ("source", links.FAR)):
+        issue(authority, folder / name, name=name, hosts=(host,), now_ms=now_ms)
+        found[name] = {
+            "certificate": str(folder / name / "tls.crt"),
+            "key": str(folder / name / "tls.key"),
+            "authority": str(folder / "ca" / "ca.crt"),
+        }
+    return found
+
+
+def _party(link: links.Link, where: str, **plan: object) -> subprocess.Popen[bytes]:
+    return link.start(where, [sys.executable, str(PARTY), json.dumps(plan)], stdout=subprocess.PIPE)
+
+
+@pytest.mark.parametrize(("before", "after"), [(40, 4), (4, 40)], ids=["slower", "faster"])
+def test_a_link_that_changes_tenfold_in_mid_stream(tmp_path: Path, before: float, after: float) -> None:
+    """Goal: the push goes on, and arrives. Method: change the rate once something was sent; compare all."""
+    payload = tmp_path / "payload"
+    payload.mkdir()
+    text = b"".join(b"%d and %d are the words of this line\n" % (n * 7919 % 99991, n) for n in range(300_000))
+    (payload / "text").write_bytes(text)
+    tls = _certificates(tmp_path)
+    with links.Link(before) as link:
+        agent = _party(
+            link,
+            link.far,
+            role="source",
+            folder=str(tmp_path / "store"),
+            tls=tls["source"],
+            host=links.FAR,
+            port=7070,
+        )
+        assert agent.stdout is not None
+        assert json.loads(agent.stdout.readline()) == {"ready": True}
+        sender = _party(
+            link, link.near, role="pusher", folder=str(payload), tls=tls["operator"], host=links.NEAR, port=0,
+            sources={"to": f"https://{links.FAR}:7070"}, rate_bps=1e9,
+        )  # fmt: skip
+        assert sender.stdout is not None
+        while not json.loads(sender.stdout.readline()).get("sent"):
+            pass
+        link.set_rate(after)
+        began = time.monotonic()
+        lines = [json.loads(line) for line in sender.stdout]
+        seconds = time.monotonic() - began
+        assert sender.wait(60) == 0
+
+    store = ChunkStore.open(tmp_path / "store")
+    assert store.complete(bytes.fromhex(lines[-1]["root"]))
+    assert lines[-1]["received_bytes"] == len(text)
+    assert seconds < 60
