@@ -51,7 +51,7 @@ def test_smoke_training_beats_random(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoint.safetensors").stat().st_size > 0
     made = Made((tmp_path / "manifest.json").read_bytes(), (tmp_path / "weights.safetensors").read_bytes())
     ours = learned.scorer(assemble.load(made).weights)
-    records = splits.generated("g1", "dev", 0, count=8000)
+    records = splits.generated("g2", "dev", 0, count=8000)
     episode = splits.windows(records, count=16, seed=1, wanted=Wanted(measured=150, warm=50))
     chance = policy(RULES["random"])
     state = warm(episode, chance)
@@ -61,7 +61,18 @@ def test_smoke_training_beats_random(tmp_path: Path) -> None:
     )
     assert high < 0
     judged = dwcp(
-        "evaluate", "--model", str(tmp_path), "--windows", "2", "--jobs", "120", "--nodes", "8,70", "--json"
+        "evaluate",
+        "--model",
+        str(tmp_path),
+        "--trace",
+        "generated:g2",
+        "--windows",
+        "2",
+        "--jobs",
+        "120",
+        "--nodes",
+        "8,70",
+        "--json",
     )
     assert judged.returncode == 0, judged.stderr
     assert [row["nodes"] for row in json.loads(judged.stdout)["rows"]] == [8, 70]

@@ -20,6 +20,7 @@ def prepared(algorithm: str, **changes: object):
     )
 
 
+@pytest.mark.timeout(400)  # compiling takes most of it
 def test_a_run_goes_on_where_it_was_written_down() -> None:
     """Goal: a killed training loses a minute, not its result; stale views and conflicts are part of training.
     Method: three segments at once, and two, written, read, and one more: equal bytes; the actor has moved;
@@ -55,6 +56,7 @@ def test_a_run_goes_on_where_it_was_written_down() -> None:
         checkpoint.load(written[:100], fresh, digest)
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("algorithm", ["mappo", "canonical"])
 def test_rivals_learn_something(algorithm: str) -> None:
     """Goal: both rivals run whole. Method: a segment must move every layer of the actor, with finite losses."""
