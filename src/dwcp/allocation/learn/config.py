@@ -28,8 +28,8 @@ class Config:
     batch: int = 256
     ring: int = 65_536
     chunks: int = 64  # per segment; validated after each
-    segments: int = 60
-    patience: int = 20  # segments without a better validation, then stop
+    segments: int = 20
+    patience: int = 10  # segments without a better validation, then stop
     actor_rate: float = 3e-4
     critic_rate: float = 1e-3
     actor_norm: float = 0.5
