@@ -43,10 +43,11 @@ class Installed:
             command, env=self.environment, cwd=cwd, capture_output=True, text=True, timeout=100, check=False
         )
 
-    def model(self, *arguments: str, code: int = 0) -> Any:  # Any: the command's own document
+    def model(self, *arguments: str, code: int = 0) -> Any:  # Any: the command's own answer
         done = self.dwcp("model", *arguments, "--json")
         assert done.returncode == code, f"{arguments}\n{done.returncode}\n{done.stdout}\n{done.stderr}"
-        return json.loads(done.stdout) if done.stdout else done.stderr
+        told = json.loads(done.stdout)
+        return told["result"] or told["summary"] if "schema" in told else told
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from dwcp.cli.main import COMMANDS, Entry, group, load_command, overview
 from dwcp.runtime.config import ServiceConfig, Settings
 from dwcp.runtime.errors import Exit, RuntimeFault
 from dwcp.runtime.failpoints import POINTS
+from dwcp.runtime.runs import OperationsConfig
 from dwcp.runtime.telemetry import METRICS
 from dwcp.runtime.world import World
 
@@ -33,7 +34,7 @@ def modules() -> Iterator[types.ModuleType]:
 
 def config_page() -> str:
     """Every key of every configuration file, from the shapes themselves."""
-    shapes: dict[str, type] = {"World": World}
+    shapes: dict[str, type] = {"World": World, "OperationsConfig": OperationsConfig}
     for module in modules():
         for member in vars(module).values():
             if (

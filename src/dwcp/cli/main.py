@@ -48,6 +48,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("logs", "logs", PLATFORM, "show the logs of services or of a workload"),
     Entry("token", "token", PLATFORM, "make, list and revoke access tokens"),
     Entry("model", "model", PLATFORM, "deploy, try and withdraw learned models"),
+    Entry("ops", "ops", PLATFORM, "run the operations scripts, show their runs"),
     Entry("doctor", "doctor", PLATFORM, "check this machine and this installation"),
     Entry("submit", "submit", WORK, "submit a job with its files"),
     Entry("watch", "watch", WORK, "follow a workload"),

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from dwcp.api import models as api
 from dwcp.api.models import Changed, Evaluation, Models
 from dwcp.api.requests import Request
-from dwcp.cli import output
 from dwcp.runtime.clock import Clock
 
 if TYPE_CHECKING:
@@ -29,14 +30,14 @@ class Plan:
 
     wait_s: float
     replay: Path | None
-    quiet: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """How a trial ended, or stood when the time was over."""
+class Judged(msgspec.Struct, frozen=True):
+    """How a trial ended, or stood when the time was over. `verdict`: pass, fail, inconclusive; "" where none
+    was asked for, at 100 % and on a dry run."""
 
     digest: str
+    did: str
     verdict: str
     samples: int
     replayed: int
@@ -44,7 +45,9 @@ class Judged:
     models: Models
 
 
-def judge(calls: ControlPlane, begun: Changed, plan: Plan, *, clock: Clock) -> Judged:
+def judge(
+    calls: ControlPlane, begun: Changed, plan: Plan, *, clock: Clock, remark: Callable[[str], None]
+) -> Judged:
     """Waits for the verdict on the canary that has begun."""
     questions = _questions(plan)
     started_ms = said_ms = clock.monotonic_ms()
@@ -53,14 +56,14 @@ def judge(calls: ControlPlane, begun: Changed, plan: Plan, *, clock: Clock) -> J
         told = next((model for model in found.models if model.digest == begun.digest), None)
         evaluation = found.evaluation or evaluation
         if told is not None and told.verdict in {"pass", "fail"}:
-            return Judged(begun.digest, told.verdict, told.samples, replayed, evaluation, found)
+            return Judged(begun.digest, begun.did, told.verdict, told.samples, replayed, evaluation, found)
         now_ms = clock.monotonic_ms()
         if now_ms - started_ms >= plan.wait_s * 1000:
             samples = evaluation.samples if evaluation else 0
-            return Judged(begun.digest, "inconclusive", samples, replayed, evaluation, found)
-        if not plan.quiet and evaluation and now_ms - said_ms >= _LOOK_S * 1000:
+            return Judged(begun.digest, begun.did, "inconclusive", samples, replayed, evaluation, found)
+        if evaluation and now_ms - said_ms >= _LOOK_S * 1000:
             said_ms = now_ms
-            output.remark(f"{evaluation.samples} of {evaluation.samples_needed} pairs")
+            remark(f"{evaluation.samples} of {evaluation.samples_needed} pairs")
         for question in islice(questions, _ROUND):
             replayed += _asked(calls, question)
         time.sleep(_PAUSE_S)

@@ -79,6 +79,7 @@ class Environment(msgspec.Struct, frozen=True):
     no_color: bool = False  # NO_COLOR
     home: str = ""
     path: str = ""
+    sudo_user: str = ""  # SUDO_USER: the person behind sudo, for records
 
 
 def environment(variables: Mapping[str, str] | None = None) -> Environment:
@@ -90,6 +91,7 @@ def environment(variables: Mapping[str, str] | None = None) -> Environment:
         no_color=bool(source.get("NO_COLOR")),
         home=source.get("HOME", ""),
         path=source.get("PATH", ""),
+        sudo_user=source.get("SUDO_USER", ""),
     )
 
 

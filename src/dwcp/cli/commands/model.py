@@ -7,19 +7,20 @@ from typing import Annotated
 
 import typer
 
+from dwcp.api import models as api
+from dwcp.api.models import Changed
 from dwcp.cli import output
 from dwcp.cli.commands import model_text
 from dwcp.cli.environment import current
 from dwcp.cli.options import Json, State
-from dwcp.runtime.errors import Exit
+from dwcp.cli.scripts import DryRun, Outcome, Run, Yes, script
+from dwcp.cli.trying import Judged
 
 app = typer.Typer(
     rich_markup_mode=None, no_args_is_help=True, help="Deploy, try and withdraw learned models."
 )
 
 NAMES = {"compression-selector": "compression-api"}  # a model: the service that it serves in
-DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would be done, change nothing")]
-Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
 Service = Annotated[str, typer.Argument(help="the service: compression-api")]
 
 
@@ -29,7 +30,6 @@ def list_models(state: State = None, as_json: Json = False) -> None:
 
     Example: dwcp model list --json
     """
-    from dwcp.api import models as api
     from dwcp.cli.calls import service
 
     env = current()
@@ -50,7 +50,6 @@ def show(
     """
     import json
 
-    from dwcp.api import models as api
     from dwcp.cli.calls import service
 
     env = current()
@@ -62,80 +61,71 @@ def show(
 
 
 @app.command("deploy")
-def deploy(
+@script("deploy-model", answers=Changed, changes=True, target="name")
+def deploy_model(
+    run: Run,
     name: Annotated[str, typer.Argument(help="the model: compression-selector")],
     stage: Annotated[str, typer.Argument(help="where to: staging")],
     version: Annotated[
         Path | None, typer.Option("--version", help="folder of the trained model; else the newest one")
     ] = None,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    state: State = None,
-    as_json: Json = False,
-) -> None:
+) -> Outcome:
     """Check a trained model and make it the next candidate. It decides nothing before a canary.
 
-    Exit codes: 0 staged, 2 its files cannot be read, 3 the service does not answer, 4 a gate is closed.
+    Exit codes: 0 staged, 2 its files cannot be read, 3 the service does not answer, 4 a gate is closed,
+    75 interrupted.
 
-    Example: dwcp model deploy compression-selector staging
+    Example: ./scripts/deploy-model.sh compression-selector staging
+    (the same as dwcp ops deploy-model …, dwcp model deploy …)
     """
-    del yes  # staging changes no answer: there is nothing to ask
-    from dwcp.api import models as api
     from dwcp.cli.calls import service
     from dwcp.cli.trained import files_of
 
     if name not in NAMES or stage != "staging":
         raise typer.BadParameter(f"{name} {stage}: what can be deployed is `{next(iter(NAMES))} staging`")
-    env = current()
-    made = files_of(env.layout(state), name, version)
-    with service(env, env.layout(state), NAMES[name]) as calls:
-        changed = calls.ask(api.Changed, api.deploy(api.Upload(made.manifest, made.weights, dry_run)))
-    text = model_text.changed(changed, after=f"dwcp model canary {NAMES[name]} 10%")
-    output.show(changed, as_json=as_json, text=text, table=model_text.table(changed.models))
+    made = files_of(run.layout, name, version)
+    with service(run.env, run.layout, NAMES[name]) as calls:
+        changed = calls.ask(Changed, api.deploy(api.Upload(made.manifest, made.weights, run.dry_run)))
+    return model_text.changed(changed, after=f"./scripts/canary-deploy.sh {NAMES[name]} 10%")
 
 
 @app.command("canary")
-def canary(
+@script("canary-deploy", answers=Judged, changes=True, target="name", budget_s=900.0)
+def canary_deploy(
+    run: Run,
     name: Service,
     share: Annotated[str, typer.Argument(help="of the streams, by the hash of their ids: 10%; 100%: all")],
-    wait_s: Annotated[float, typer.Option("--wait", min=0, help="seconds to wait for a verdict")] = 120.0,
+    wait_s: Annotated[
+        float, typer.Option("--wait", min=0, max=800, help="seconds to wait for a verdict")
+    ] = 120.0,
     replay: Annotated[
         Path | None, typer.Option(help="folder whose files are asked about; else this machine's public ones")
     ] = None,
     no_replay: Annotated[
         bool, typer.Option("--no-replay", help="judge by the streams that come alone")
     ] = False,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    state: State = None,
-    as_json: Json = False,
-) -> int:
+) -> Outcome:
     """Let the staged model decide for a share of the streams and judge it beside the active one.
 
     Both choices are tried on samples and priced, in pairs. Exit codes: 0 pass, 2 fail: rolled back by itself,
-    3 not known yet: it stays, 4 refused. 100% needs a pass of the same model within a day.
+    3 not known yet: it stays, 4 refused, 75 interrupted: it stays. 100% needs a pass of the same model within
+    a day.
 
-    Example: dwcp model canary compression-api 10%
+    Example: ./scripts/canary-deploy.sh compression-api 10%
+    (the same as dwcp ops canary-deploy …, dwcp model canary …)
     """
-    from dwcp.api import models as api
     from dwcp.cli.calls import service
     from dwcp.cli.trying import Plan, judge
 
     pct = _percent(name, share)
-    env = current()
-    _agree(f"let the candidate decide for {pct} % of the streams of {name}?", yes=yes or dry_run or as_json)
-    with service(env, env.layout(state), name) as calls:
-        changed = calls.ask(api.Changed, api.canary(pct, dry_run=dry_run))
-        if dry_run or pct == 100:
-            text = model_text.changed(changed, after="dwcp model rollback compression-api")
-            output.show(changed, as_json=as_json, text=text, table=model_text.table(changed.models))
-            return Exit.OK
-        plan = Plan(wait_s, None if no_replay else replay or Path("/"), quiet=as_json)
-        judged = judge(calls, changed, plan, clock=env.clock)
-    output.show(
-        judged, as_json=as_json, text=model_text.judged(judged), table=model_text.table(judged.models)
-    )
-    return model_text.EXITS[judged.verdict]
+    run.agree(f"let the candidate decide for {pct} % of the streams of {name}?")
+    with service(run.env, run.layout, name) as calls:
+        changed = calls.ask(Changed, api.canary(pct, dry_run=run.dry_run))
+        if run.dry_run or pct == 100:
+            return model_text.promoted(changed, after="dwcp model rollback compression-api")
+        plan = Plan(wait_s, None if no_replay else replay or Path("/"))
+        run.if_interrupted = "the canary keeps its share; the same command goes on with it"
+        return model_text.judged(judge(calls, changed, plan, clock=run.env.clock, remark=run.remark))
 
 
 @app.command("rollback")
@@ -146,16 +136,16 @@ def rollback(
 
     Example: dwcp model rollback compression-api --yes
     """
-    from dwcp.api import models as api
     from dwcp.cli.calls import service
 
     _require_service(name)
     env = current()
     _agree(f"roll the model of {name} back?", yes=yes or dry_run or as_json)
     with service(env, env.layout(state), name) as calls:
-        changed = calls.ask(api.Changed, api.roll_back(dry_run=dry_run))
-    text = model_text.changed(changed, after="dwcp model list")
-    output.show(changed, as_json=as_json, text=text, table=model_text.table(changed.models))
+        changed = calls.ask(Changed, api.roll_back(dry_run=dry_run))
+    told = model_text.changed(changed, after="dwcp model list")
+    text = "\n".join([f"OK {told.summary}", f"next: {told.next}"])
+    output.show(changed, as_json=as_json, text=text, table=told.table)
 
 
 def _percent(name: str, share: str) -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from dwcp.api.health import Verdict
 from dwcp.api.models import Changed, Evaluation, Models
 from dwcp.cli.output import Table
+from dwcp.cli.scripts import Outcome
 from dwcp.cli.trying import Judged
 from dwcp.runtime.clock import iso
-from dwcp.runtime.errors import Exit
 
-EXITS = {"pass": Exit.OK, "fail": Exit.FAILED, "inconclusive": Exit.UNKNOWN}
-_WORDS = {"pass": "OK", "fail": "CRIT", "inconclusive": "UNKNOWN"}
+_WORDS = {"pass": Verdict.OK, "fail": Verdict.CRIT, "inconclusive": Verdict.UNKNOWN}
 
 
 def verdict(found: Models) -> str:
@@ -23,19 +25,32 @@ def verdict(found: Models) -> str:
     return f"{text}; {_evaluation(found.evaluation)}" if found.evaluation else text
 
 
-def changed(done: Changed, *, after: str) -> str:
-    digest = done.digest[:12] or "the table"
+def changed(done: Changed, *, after: str) -> Outcome:
+    """A step of the lifecycle that was taken, or would be."""
     checks = ", ".join(f"{name} {value:.4g}" for name, value in done.checks.items())
-    lines = [f"OK {'would be ' if done.dry_run else ''}{done.did}: {digest}", checks, f"next: {after}"]
-    return "\n".join(line for line in lines if line)
+    return Outcome(
+        Verdict.OK,
+        f"{'would be ' if done.dry_run else ''}{done.did}: {done.digest[:12] or 'the table'}",
+        done,
+        lines=(checks,) if checks else (),
+        table=table(done.models),
+        next=after,
+    )
 
 
-def judged(found: Judged) -> str:
+def promoted(done: Changed, *, after: str) -> Outcome:
+    """The same about a canary's step that is not waited for."""
+    step = Judged(done.digest, done.did, "", 0, 0, done.models.evaluation, done.models)
+    return replace(changed(done, after=after), result=step)
+
+
+def judged(found: Judged) -> Outcome:
     """Verdict, numbers, next step."""
     after = {
-        "pass": "dwcp model canary compression-api 100%",
+        "pass": "./scripts/canary-deploy.sh compression-api 100%",
         "fail": "dwcp model list; train another model, then deploy it",
-        "inconclusive": "dwcp model canary compression-api 10% --wait 600, or dwcp model rollback compression-api",
+        "inconclusive": "./scripts/canary-deploy.sh compression-api 10% --wait 600, or "
+        "dwcp model rollback compression-api",
     }[found.verdict]
     sentence = {
         "pass": "it is surely no worse than what serves",
@@ -45,7 +60,14 @@ def judged(found: Judged) -> str:
     numbers = f"{found.samples} pairs, {found.replayed} questions replayed"
     if found.evaluation:
         numbers += f"; {_evaluation(found.evaluation)}"
-    return "\n".join([f"{_WORDS[found.verdict]} {found.digest[:12]}: {sentence}", numbers, f"next: {after}"])
+    return Outcome(
+        _WORDS[found.verdict],
+        f"{found.digest[:12]}: {sentence}",
+        found,
+        lines=(numbers,),
+        table=table(found.models),
+        next=after,
+    )
 
 
 def table(found: Models) -> Table:
