@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -92,29 +93,55 @@ def kind(name: str) -> str:
 
 
 def from_host(count: int, *, seed: int) -> Iterator[Stream]:
-    """`count` streams of files in groups that training never sees, kinds in turn."""
+    """`count` streams of files in groups that training never sees: kinds in turn, then what is left of them
+    mixed, then later stretches of large files."""
     found = {
         name: [s for s in each if corpus.reserved(s.group)]
         for name, each in corpus.sources(seed=seed).items()
     }
-    lanes = [_host_lane(name, each) for name, each in sorted(found.items())]
-    while lanes and count > 0:
+    rest: list[bytes] = []
+    lanes = [_host_lane(name, each, rest) for name, each in sorted(found.items())]
+    yield from islice(chain(_in_turn(lanes), _mixed(rest), _in_turn(_later(found))), count)
+
+
+def _in_turn(lanes: list[Iterator[Stream]]) -> Iterator[Stream]:
+    while lanes:
         for lane in list(lanes):
             stream = next(lane, None)
             if stream is None:
                 lanes.remove(lane)
-            elif count > 0:
-                count -= 1
+            else:
                 yield stream
 
 
-def _host_lane(name: str, found: list[corpus.Source]) -> Iterator[Stream]:
+def _host_lane(name: str, found: list[corpus.Source], rest: list[bytes]) -> Iterator[Stream]:
+    """Streams of one kind; what does not fill one goes to `rest`."""
     pool, number = bytearray(), 0
     for source in found:
         pool += corpus.load(source, limit=STREAM_BYTES)
         if len(pool) >= STREAM_BYTES:
             yield Stream(f"host-{name}-{number}", "host", bytes(pool[:STREAM_BYTES]))
             pool, number = bytearray(), number + 1
+    rest.append(bytes(pool))
+
+
+def _mixed(rest: list[bytes]) -> Iterator[Stream]:
+    whole = b"".join(rest)
+    for at in range(0, len(whole) - STREAM_BYTES + 1, STREAM_BYTES):
+        yield Stream(f"host-mixed-{at // STREAM_BYTES}", "host", whole[at : at + STREAM_BYTES])
+
+
+def _later(found: dict[str, list[corpus.Source]]) -> list[Iterator[Stream]]:
+    """A lane for each large file, from its second stretch on."""
+    large = [source for _, each in sorted(found.items()) for source in each if len(source.paths) == 1]
+    return [_stretches(source) for source in large]
+
+
+def _stretches(source: corpus.Source) -> Iterator[Stream]:
+    raw = corpus.load(source)
+    for at in range(STREAM_BYTES, len(raw) - STREAM_BYTES + 1, STREAM_BYTES):
+        name = Path(source.paths[0]).name[-20:]
+        yield Stream(f"host-{source.kind}-{name}@{at // MIB}", "host", raw[at : at + STREAM_BYTES])
 
 
 # ----- measuring and pricing -----
