@@ -6,6 +6,7 @@ from dwcp.runtime.http import Check, Verdict, application, serve_configured
 from dwcp.runtime.principals import MANAGER, Grant
 from dwcp.runtime.process import Process, run
 from dwcp.services.allocator.config import AllocatorConfig
+from dwcp.services.allocator.rebalance_routes import PLAN_PATH, add_rebalance_routes
 from dwcp.services.allocator.routes import NO_MODEL, PLACE_PATH, RELEASE_PATH, Desk, add_routes
 
 
@@ -23,12 +24,13 @@ async def main(config: AllocatorConfig, process: Process) -> None:
     )
     app = application(process.health, process.telemetry)
     add_routes(app, desk)
+    add_rebalance_routes(app)
     await serve_configured(
         app,
         config,
         stop=process.stop,
         telemetry=process.telemetry,
-        grants=(Grant(PLACE_PATH, MANAGER), Grant(RELEASE_PATH, MANAGER)),
+        grants=(Grant(PLACE_PATH, MANAGER), Grant(RELEASE_PATH, MANAGER), Grant(PLAN_PATH, MANAGER)),
     )
 
 
