@@ -21,6 +21,9 @@ from dwcp.runtime import failpoints
 ELSEWHERE = {
     "manager.expire.": "test_lost_machines.py",
     "manager.cancel.": "test_lost_machines.py",
+    "manager.move.": "test_moves.py",
+    "manager.rebalance.": "test_moves.py",
+    "allocator.plan.": "test_moves.py",
     "node.snapshot.": "test_lost_replicas.py",
     "ship.push.": "../integration/test_shipping.py",  # passed by who submits, not by a service
 }

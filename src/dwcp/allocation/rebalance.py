@@ -216,10 +216,11 @@ def _room_on(board: Board, node: int, demand: Ints, moved: frozenset[int]) -> St
 # --------------------------------------------------------------------------- judging
 
 
-def judge(wanted: PlanRequest, moves: Sequence[Move]) -> Plan:
+def judge(wanted: PlanRequest, moves: Sequence[Move], *, at_a_loss: bool = False) -> Plan:
     """The plan that these moves are, priced here. Raises `PlanRefused` and `FleetMalformed`.
 
-    Whoever carries out another's plan asks this first, with a request made from what it knows itself.
+    `at_a_loss`: they need not gain anything; somebody wants them for reasons of their own. Whoever carries
+    out another's plan asks this first, with a request made from what it knows itself.
     """
     start = board = board_of(wanted)
     rows = {(entry.workload, entry.node): row for row, entry in enumerate(board.work)}
@@ -239,7 +240,8 @@ def judge(wanted: PlanRequest, moves: Sequence[Move]) -> Plan:
             raise PlanRefused(f"{_said(move)}: more than {_budget(wanted)}")
         kept, board = kept + own, board.after([(row, target)])
     found = _plan(start, board, kept, reason="" if kept else "the plan has no moves")
-    if kept and not leaving and found.gain_usd < wanted.gain_min_usd * len(kept) - 10**-6:
+    free = at_a_loss or not kept or bool(leaving)
+    if not free and found.gain_usd < wanted.gain_min_usd * len(kept) - 10**-6:
         raise PlanRefused(f"these moves gain ${found.gain_usd:.4f}, less than ${wanted.gain_min_usd:g} each")
     return found
 

@@ -106,7 +106,8 @@ class WorkloadState(Shape, frozen=True):
     """`/w/ID/state`. `attempt` counts placements, from 1; 0 before the first.
 
     `lease_deadline_ms` is committed time: until it has passed nobody but the
-    attempt's agent may change the state. `cancel` asks the agent to stop.
+    attempt's agent may change the state. `cancel` asks the agent to stop; `move`
+    names the node whose place is kept for the next attempt and asks it to give this one up.
     """
 
     state: State
@@ -121,6 +122,8 @@ class WorkloadState(Shape, frozen=True):
     policy: str = ""  # what placed it
     limits_enforced: str = ""  # "cgroup v2", "cgroup v1" or "rlimit"
     deadline_missed: bool = False
+    move: str = ""
+    moves: int = 0  # attempts given up for a move: nobody's fault
 
 
 class Output(Shape, frozen=True):

@@ -57,6 +57,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("output", "output", WORK, "fetch and verify a workload's output"),
     Entry("nodes", "nodes", WORK, "list worker machines"),
     Entry("drain", "drain", WORK, "take a worker machine out of service, or back"),
+    Entry("rebalance", "rebalance", WORK, "move work to where it costs less"),
     Entry("allocate", "allocate", WORK, "train and judge policies that place workloads"),
     Entry("send", "send", DATA, "send files to another site, or fetch them"),
     Entry("compress", "compress", DATA, "compress files, directories and pipes"),

@@ -40,6 +40,7 @@ class Cause(StrEnum):
     FILES = "files"
     MEMORY = "memory"
     SUPERSEDED = "superseded"
+    MOVED = "moved"
 
 
 # The job's own fault: the command broke a limit that its job file sets.
@@ -140,6 +141,8 @@ def _placed(remote: WorkloadState, facts: Facts, lease: LeaseView) -> Decision:
         return _never_started(facts, State.FAILED, facts.ship_failed)
     if facts.abandoned:
         return Decision(Action.COMMIT_END, State.PENDING, reason="given up before it started")
+    if remote.move:
+        return _never_started(facts, State.PENDING, f"given up before it started, for {remote.move}")
     if lease.due:
         return Decision(Action.RENEW)
     if not facts.recorded:
@@ -167,7 +170,7 @@ def _running(remote: WorkloadState, facts: Facts, lease: LeaseView, retry: Retry
     if not facts.launched:
         return _not_launched(remote, facts, lease)
     if facts.alive:
-        return _alive(remote, lease)
+        return _alive(remote, lease, retry)
     if lease.due and facts.exit is not None and not facts.published:
         return Decision(Action.RENEW)  # capturing an output may outlast a lease
     return _ended(remote, facts, retry)
@@ -189,18 +192,20 @@ def _given_up(remote: WorkloadState, facts: Facts) -> Decision:
 
 
 def _not_launched(remote: WorkloadState, facts: Facts, lease: LeaseView) -> Decision:
-    if remote.cancel or facts.start_failed:
+    if remote.cancel or facts.start_failed or remote.move:
         return Decision(Action.ABANDON)
     if lease.due or lease.lapsed:
         return Decision(Action.RENEW)  # never start on a lease that is nearly over
     return Decision(Action.START)
 
 
-def _alive(remote: WorkloadState, lease: LeaseView) -> Decision:
+def _alive(remote: WorkloadState, lease: LeaseView, retry: Retry) -> Decision:
     if remote.cancel:
         return Decision(Action.STOP, cause=Cause.CANCELLED)
     if lease.lapsed:
         return Decision(Action.STOP, cause=Cause.LEASE)
+    if remote.move and retry is Retry.SAFE:
+        return Decision(Action.STOP, cause=Cause.MOVED)
     return Decision(Action.RENEW) if lease.due else WAIT
 
 
@@ -209,6 +214,8 @@ def _ended(remote: WorkloadState, facts: Facts, retry: Retry) -> Decision:
         return _fate_unknown(remote, retry, "its shim died without recording how the command ended")
     if facts.exit.cause is Cause.CANCELLED:
         return Decision(Action.COMMIT_END, State.CANCELLED, reason="cancelled while it ran")
+    if facts.exit.cause is Cause.MOVED:
+        return _fate_unknown(remote, retry, "stopped to be moved")
     if facts.exit.cause in (Cause.LEASE, Cause.SUPERSEDED):
         return _fate_unknown(remote, retry, "stopped because its lease could not be renewed in time")
     if facts.exit.cause is not None:
@@ -236,7 +243,7 @@ def _fate_unknown(remote: WorkloadState, retry: Retry, why: str) -> Decision:
         return Decision(Action.COMMIT_END, State.CANCELLED, reason=f"cancelled; {why}")
     if retry is not Retry.SAFE:
         return Decision(Action.COMMIT_END, State.UNKNOWN, reason=f"{why}, and the job does not allow a retry")
-    if remote.attempt >= ATTEMPTS_MAX:
+    if remote.attempt - remote.moves >= ATTEMPTS_MAX and not remote.move:
         return Decision(Action.COMMIT_END, State.FAILED, reason=f"{why}, for the {ATTEMPTS_MAX}th time")
     return Decision(Action.COMMIT_END, State.PENDING, reason=why)
 

@@ -83,11 +83,17 @@ def ended(
     output: Output | None,
     late: bool,
 ) -> WorkloadState:
-    """The state after this attempt. Waiting again, it has no node; ended, it still says where it ran."""
+    """The state after this attempt. Waiting again, it has no node; ended, it still says where it ran.
+
+    A move goes on where it waits again: the node it names keeps its place.
+    """
+    again = to is State.PENDING
     return msgspec.structs.replace(
         state,
         state=to,
-        node="" if to is State.PENDING else state.node,
+        node="" if again else state.node,
+        move=state.move if again else "",
+        moves=state.moves + (again and state.move != ""),
         lease_deadline_ms=0,
         reason=reason,
         exit_status=exit_status,

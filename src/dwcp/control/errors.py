@@ -45,6 +45,18 @@ class WorkloadEnded(ControlError):
     code = "workload_ended"
 
 
+class RebalanceRefused(ControlError):
+    """The plan does not hold any more, or its id is not one; plan again with `dwcp rebalance --dry-run`."""
+
+    code = "rebalance_refused"
+
+
+class RebalanceUnderWay(ControlError):
+    """Another rebalance is under way; `dwcp rebalance --show` tells how far it is."""
+
+    code = "rebalance_under_way"
+
+
 class Contended(ControlError):
     """Others kept changing the same entry; nothing was done, try again."""
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from dwcp.api.kv import KeyValue, Put, Range, RangeDone, Txn, TxnDone
+from dwcp.api.rebalance import REBALANCE, Rebalance
 from dwcp.api.workloads import FINAL_STATES, Allocation, Capacity, Node, Output, Spec, State, WorkloadState
 from dwcp.control.errors import JobRefused
 from dwcp.control.jobs import RESOURCES, check_job
@@ -58,16 +59,16 @@ class NodeEntry:
     def name(self) -> str:
         return self.node.name
 
-    def fits(self, demand: Capacity) -> bool:
-        """Whether `demand` goes in beside what is placed there."""
+    def fits(self, demand: Capacity, *, workload: str = "") -> bool:
+        """Whether `demand` goes in beside what is placed there; what is kept for `workload` is its own."""
         return all(
             used + getattr(demand, name) <= getattr(self.node.capacity, name)
-            for name, used in zip(RESOURCES, self.used(), strict=True)
+            for name, used in zip(RESOURCES, self.used(workload), strict=True)
         )
 
-    def used(self) -> tuple[int, ...]:
-        """What is placed, in the order of `RESOURCES`."""
-        placed = self.allocation.placed
+    def used(self, but: str = "") -> tuple[int, ...]:
+        """What is placed, in the order of `RESOURCES`, `but` for one workload."""
+        placed = [entry for entry in self.allocation.placed if entry.workload != but]
         return tuple(sum(getattr(entry.demand, name) for entry in placed) for name in RESOURCES)
 
 
@@ -97,6 +98,7 @@ class Inventory:
     _nodes: dict[str, Node] = field(default_factory=dict)
     _allocations: dict[str, Allocation] = field(default_factory=dict)
     _active: set[str] = field(default_factory=set)
+    rebalance: Rebalance | None = None  # the newest that was ordered
 
     # ------------------------------------------------------------------ reading
 
@@ -134,6 +136,10 @@ class Inventory:
     def nodes(self) -> list[NodeEntry]:
         """By name."""
         return [entry for name in sorted(self._nodes) if (entry := self.node(name)) is not None]
+
+    @property
+    def rebalance_revision(self) -> int:
+        return self._known(REBALANCE)
 
     def _known(self, key: bytes) -> int:
         """The revision of a key that exists; a deleted one compares as 0."""
@@ -178,9 +184,13 @@ class Inventory:
     def _take(self, key: bytes, value: bytes | None) -> Transition | None:
         match = _KEY.fullmatch(key)
         self.damaged.pop(key, None)
-        if match is None:
+        if match is None and key != REBALANCE:
             return None
         try:
+            if match is None:
+                self.rebalance = None
+                self.rebalance = msgspec.json.decode(value, type=Rebalance) if value is not None else None
+                return None
             name = (match[2] or match[6]).decode()
             return self._sort(match, name, value)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, JobRefused) as exc:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from dwcp.api.kv import Compare, Put, Range, Relation, Target, Txn
+from dwcp.api.rebalance import REBALANCE, Rebalance
 from dwcp.api.workloads import (
     FINAL_STATES,
     Allocation,
@@ -47,11 +48,12 @@ def create(spec: Spec) -> Txn:
 def place(workload: WorkloadEntry, node: NodeEntry, *, now_ms: int, lease_ms: int, policy: str) -> Txn:
     """`pending` to `placed`, and the node's allocation with it.
 
-    The node's own entry is compared too: a drain that comes first wins.
+    The node's own entry is compared too: a drain that comes first wins. A place that a move kept there
+    becomes this attempt's; one that it kept elsewhere is swept later.
     """
     demand = demand_of(workload.spec.job)
     invariant(workload.state.state is State.PENDING, f"{workload.id} is placed while {workload.state.state}")
-    invariant(node.fits(demand), f"{workload.id} does not fit on {node.name}")
+    invariant(node.fits(demand, workload=workload.id), f"{workload.id} does not fit on {node.name}")
     attempt = workload.state.attempt + 1
     state = msgspec.structs.replace(
         workload.state,
@@ -61,14 +63,40 @@ def place(workload: WorkloadEntry, node: NodeEntry, *, now_ms: int, lease_ms: in
         lease_deadline_ms=now_ms + lease_ms,
         policy=policy,
         reason="",
+        move="",
     )
-    entry = Placed(workload=workload.id, attempt=attempt, demand=demand)
-    allocation = Allocation(placed=(*node.allocation.placed, entry))
     return _guarded(
         workload,
         (node,),
         compare=(_revision(node_key(node.name), node.revision), *_near(now_ms)),
-        puts=(_state(workload, state), Put(allocation_key(node.name), _json(allocation))),
+        puts=(_state(workload, state), _kept(node, workload, attempt)),
+    )
+
+
+def move(workload: WorkloadEntry, target: NodeEntry) -> Txn:
+    """Keeps a place at `target` for the next attempt, and asks the present one's agent to give it up.
+
+    Until that has happened both places are held, so that no node ever holds more than it has. The
+    target's own entry is compared too: a drain that comes first wins.
+    """
+    demand = demand_of(workload.spec.job)
+    invariant(workload.leased and not workload.state.move, f"{workload.id} is moved while it may not be")
+    invariant(target.fits(demand, workload=workload.id), f"{workload.id} does not fit on {target.name}")
+    state = msgspec.structs.replace(workload.state, move=target.name)
+    return _guarded(
+        workload,
+        (target,),
+        compare=(_revision(node_key(target.name), target.revision),),
+        puts=(_state(workload, state), _kept(target, workload, workload.state.attempt + 1)),
+    )
+
+
+def order(rebalance: Rebalance, *, revision: int) -> Txn:
+    """Records an operator's plan, or its end; `revision` is that of the plan it replaces."""
+    return Txn(
+        compare=(_revision(REBALANCE, revision),),
+        success=(Put(REBALANCE, _json(rebalance)),),
+        failure=(Range(REBALANCE),),
     )
 
 
@@ -91,12 +119,12 @@ def after_lease(workload: WorkloadEntry) -> WorkloadState:
     ran may have had effects: again only where the job allows it.
     """
     state = workload.state
-    ended = msgspec.structs.replace(state, node="", lease_deadline_ms=0)
+    ended = msgspec.structs.replace(state, node="", lease_deadline_ms=0, move="")
     late = f"attempt {state.attempt} on {state.node} was not renewed before its lease ended"
     if state.cancel:
         return msgspec.structs.replace(ended, state=State.CANCELLED, reason=f"cancelled; {late}")
     if state.state is State.PLACED or workload.spec.job.retry is Retry.SAFE:
-        return msgspec.structs.replace(ended, state=State.PENDING, reason=late)
+        return msgspec.structs.replace(ended, state=State.PENDING, reason=late, move=state.move)
     return msgspec.structs.replace(
         ended, state=State.UNKNOWN, reason=f"{late}; the job says retry: never, so it is not run again"
     )
@@ -112,7 +140,7 @@ def cancel(workload: WorkloadEntry) -> Txn:
         raise WorkloadEnded(f"{workload.id} has ended already: {state.state.value}")
     if state.state is State.PENDING:
         ended = msgspec.structs.replace(
-            state, state=State.CANCELLED, cancel=True, reason="cancelled before it was placed"
+            state, state=State.CANCELLED, cancel=True, move="", reason="cancelled before it was placed"
         )
         return _guarded(workload, (), compare=(), puts=(_state(workload, ended),))
     asked = msgspec.structs.replace(state, cancel=True)
@@ -120,7 +148,7 @@ def cancel(workload: WorkloadEntry) -> Txn:
 
 
 def drain(node: NodeEntry, *, undo: bool) -> Txn:
-    """No new work for the node, or work again; what runs there goes on."""
+    """No new work for the node, or work again; what may be moved is moved by later transactions."""
     status = NodeStatus.READY if undo else NodeStatus.DRAINING
     key = node_key(node.name)
     changed = msgspec.structs.replace(node.node, status=status)
@@ -188,6 +216,14 @@ def _revision(key: bytes, revision: int) -> Compare:
 
 def _state(workload: WorkloadEntry, state: WorkloadState) -> Put:
     return Put(state_key(workload.id), _json(state))
+
+
+def _kept(node: NodeEntry, workload: WorkloadEntry, attempt: int) -> Put:
+    """The node's allocation with this attempt in it, once."""
+    entry = Placed(workload=workload.id, attempt=attempt, demand=demand_of(workload.spec.job))
+    return Put(
+        allocation_key(node.name), _json(Allocation(placed=(*_without(node, workload.id).placed, entry)))
+    )
 
 
 def _without(node: NodeEntry, workload: str) -> Allocation:

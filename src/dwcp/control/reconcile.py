@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dwcp.api.workloads import State
+from dwcp.api.rebalance import Move, Rebalance
+from dwcp.api.workloads import NodeStatus, State
+from dwcp.control import moving
 from dwcp.control.inventory import LEASED, Inventory, NodeEntry, WorkloadEntry
 from dwcp.control.jobs import duration_ms
 
@@ -50,11 +52,51 @@ class Sweep:
     node: NodeEntry
 
 
-Decision = Place | Expire | Cancel | MissDeadline | Sweep
+@dataclass(frozen=True, slots=True)
+class Relocate:
+    """A move of the ordered plan whose turn it is."""
+
+    workload: WorkloadEntry
+    move: Move
 
 
-def decide(inventory: Inventory, *, now_ms: int) -> list[Decision]:
-    """Everything due at `now_ms`: what frees capacity first, then placements by priority and age."""
+@dataclass(frozen=True, slots=True)
+class EndRebalance:
+    """Nothing of the ordered plan is left to do."""
+
+    rebalance: Rebalance
+
+
+@dataclass(frozen=True, slots=True)
+class Evacuate:
+    """A node is drained and holds work that may be moved."""
+
+    node: NodeEntry
+
+
+Decision = Place | Expire | Cancel | MissDeadline | Sweep | Relocate | EndRebalance | Evacuate
+MOVES_AT_ONCE = 4
+
+
+def subject(decision: Decision) -> str:
+    """What waits after a failed try: the workload, or the whole."""
+    match decision:
+        case EndRebalance():
+            return "rebalance"
+        case Evacuate(node):
+            return f"drain {node.name}"
+        case _:
+            return decision.workload.id
+
+
+def decide(
+    inventory: Inventory,
+    *,
+    now_ms: int,
+    moves_at_once: int = MOVES_AT_ONCE,
+    unreachable: frozenset[str] = frozenset(),
+) -> list[Decision]:
+    """Everything due at `now_ms`: what frees capacity first, then placements by priority and age, then moves."""
     workloads = inventory.active()
     freeing: list[Decision] = [*_sweeps(inventory)]
     freeing += [
@@ -68,7 +110,27 @@ def decide(inventory: Inventory, *, now_ms: int) -> list[Decision]:
             freeing.append(MissDeadline(entry, deadline))
     ready = [entry for entry in waiting if not entry.state.cancel]
     ready.sort(key=lambda entry: (-entry.spec.job.priority, entry.spec.submitted_ms, entry.id))
-    return [*freeing, *(Place(entry) for entry in ready)]
+    slots = moves_at_once - len(moving.under_way(inventory))
+    moves = _moves(inventory, slots=slots, unreachable=unreachable)
+    return [*freeing, *(Place(entry) for entry in ready), *moves]
+
+
+def _moves(inventory: Inventory, *, slots: int, unreachable: frozenset[str]) -> list[Decision]:
+    """Drains before an ordered plan: they are waited for."""
+    found: list[Decision] = []
+    drained = [node for node in inventory.nodes() if node.node.status is NodeStatus.DRAINING]
+    if slots > 0:
+        found += [Evacuate(node) for node in drained if moving.leaving(inventory, node.name)]
+    rebalance = inventory.rebalance
+    if rebalance is not None and not rebalance.ended:
+        moves, over = moving.due(rebalance, inventory, slots=max(slots, 0), unreachable=unreachable)
+        for move in moves:
+            entry = inventory.workload(move.workload)
+            if entry is not None:
+                found.append(Relocate(entry, move))
+        if over:
+            found.append(EndRebalance(rebalance))
+    return found
 
 
 def next_due_ms(inventory: Inventory, *, now_ms: int) -> int | None:
@@ -89,8 +151,9 @@ def deadline_of(workload: WorkloadEntry) -> int:
 
 
 def busy(inventory: Inventory) -> bool:
-    """Whether any workload has not ended."""
-    return bool(inventory.active())
+    """Whether any workload has not ended, or a plan is under way."""
+    planned = inventory.rebalance is not None and not inventory.rebalance.ended
+    return planned or bool(inventory.active())
 
 
 def _sweeps(inventory: Inventory) -> list[Sweep]:
@@ -104,5 +167,8 @@ def _sweeps(inventory: Inventory) -> list[Sweep]:
 
 
 def _backs(workload: WorkloadEntry, node: str, attempt: int) -> bool:
+    """Its own attempt is there, or a move keeps the place for the next one."""
     state = workload.state
+    if state.move == node and attempt == state.attempt + 1:
+        return state.state in LEASED or state.state is State.PENDING
     return state.state in LEASED and state.node == node and state.attempt == attempt

@@ -359,7 +359,7 @@ class Watch:
         lapsed = lease_lapsed(self.directory)
         if self.cause is None:
             self.cause = stop_cause(self.directory) or ("lease" if lapsed else self._over_limit(now_s))
-            if self.cause == "cancelled":
+            if self.cause in ("cancelled", "moved"):
                 self.command.terminate()
                 self.kill_at_s = now_s + TERM_GRACE_S
             elif self.cause is not None:

@@ -82,6 +82,13 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("dwcp_manager_conflicts_total", Kind.COUNTER, "Transactions that lost a comparison.", ("step",)),
     Metric("dwcp_manager_placement_seconds", Kind.HISTOGRAM, "From pending to placed."),
+    Metric(
+        "dwcp_manager_moves_total",
+        Kind.COUNTER,
+        "Workloads asked to move: off a drained node, or by an operator's plan.",
+        ("reason",),
+    ),
+    Metric("dwcp_manager_moves_under_way", Kind.GAUGE, "Workloads asked to move and not placed again yet."),
     Metric("dwcp_manager_refused_total", Kind.COUNTER, "Jobs refused at submission.", ("reason",)),
     # allocator
     Metric("dwcp_maddpg_optimization_total", Kind.COUNTER, "Placements computed.", ("policy",)),

@@ -27,6 +27,7 @@ from dwcp.control.attempt import (
 
 NODE, ATTEMPT = "rome", 2
 
+WISHES = ((False, ""), (True, ""), (False, "lima"), (True, "lima"))  # to be cancelled, to be moved
 EXITS = (
     None,
     Exit(0),
@@ -41,10 +42,10 @@ EXITS = (
 
 def remotes() -> Iterator[WorkloadState | None]:
     yield None
-    for state, cancel, node, attempt in itertools.product(
-        State, (False, True), (NODE, "oslo", ""), (ATTEMPT - 1, ATTEMPT, ATTEMPT + 1)
+    for state, (cancel, move), node, attempt in itertools.product(
+        State, WISHES, (NODE, "oslo", ""), (ATTEMPT - 1, ATTEMPT, ATTEMPT + 1)
     ):
-        yield WorkloadState(state=state, attempt=attempt, node=node, cancel=cancel)
+        yield WorkloadState(state=state, attempt=attempt, node=node, cancel=cancel, move=move)
 
 
 def all_facts() -> Iterator[Facts]:
@@ -105,6 +106,7 @@ def test_rules_that_hold_in_every_case() -> None:
             assert not facts.launched, case
             assert not lease.due, case
             assert not remote.cancel, case
+            assert not remote.move, case
         if action is Action.COMMIT_RUNNING:
             assert facts.recorded, case
             assert facts.shipped, case
@@ -126,6 +128,37 @@ def test_a_job_that_may_not_be_retried_waits_again_only_if_it_never_started() ->
             placed_and_unlaunched = remote.state is State.PLACED and (not facts.launched or facts.abandoned)
             assert facts.abandoned or never_entered or placed_and_unlaunched, (remote, facts, lease)
     assert count
+
+
+def test_what_runs_is_stopped_for_a_move_only_if_it_may_run_again() -> None:
+    """Goal: no other job is stopped, and what ended by itself is not run again. Method: all cases with the wish."""
+    stopped = set()
+    for remote, facts, _, retry, decision in every_case():
+        if decision.cause is Cause.MOVED:
+            assert remote is not None
+            assert remote.move, remote
+            assert remote.state is State.RUNNING, remote
+            stopped.add(retry)
+        ended = (
+            facts.exit is not None and facts.exit.entered and not facts.exit.killed and not facts.exit.cause
+        )
+        if remote is not None and remote.move and ended and facts.recorded and facts.launched:
+            assert decision.state is not State.PENDING
+    assert stopped == {Retry.SAFE}
+
+
+def test_moves_do_not_use_up_the_attempts() -> None:
+    """Goal: a job moved often is not taken for one that keeps dying. Method: moved ten times, then killed once."""
+    facts = Facts(recorded=True, shipped=True, launched=True, exit=Exit(137, killed=True))
+    remote = WorkloadState(state=State.RUNNING, attempt=11, node=NODE, moves=10)
+    moving = WorkloadState(state=State.RUNNING, attempt=ATTEMPTS_MAX, node=NODE, move="lima")
+    stopped = Facts(recorded=True, shipped=True, launched=True, exit=Exit(143, cause=Cause.MOVED))
+
+    assert decide(remote, facts, LeaseView(), node=NODE, attempt=11, retry=Retry.SAFE).state is State.PENDING
+    assert (
+        decide(moving, stopped, LeaseView(), node=NODE, attempt=ATTEMPTS_MAX, retry=Retry.SAFE).state
+        is State.PENDING
+    )
 
 
 def test_done_needs_a_zero_status_and_a_published_output() -> None:

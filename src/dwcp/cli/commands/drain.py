@@ -15,7 +15,10 @@ Undo = Annotated[bool, typer.Option("--undo", help="take it into service again")
 
 
 def drain(node: Node, undo: Undo = False, state: State = None, as_json: Json = False) -> None:
-    """Take a worker machine out of service: it gets no new work, what runs there goes on.
+    """Take a worker machine out of service: it gets no new work, and what may run again moves elsewhere.
+
+    What never started moves, and what its job allows to run again (retry: safe), a few at a time and as
+    there is room; the rest goes on to its end.
 
     Example: dwcp drain rome, and later: dwcp drain rome --undo
     """
@@ -26,5 +29,9 @@ def drain(node: Node, undo: Undo = False, state: State = None, as_json: Json = F
     with control_plane(env, env.layout(state)) as manager:
         view = manager.ask(api.NodeView, api.drain(node, undo=undo))
     left = len(view.allocation.placed)
-    text = f"{node} takes work again" if undo else f"{node} gets no new work; {left} placed there go on"
+    text = (
+        f"{node} takes work again"
+        if undo
+        else f"{node} gets no new work; {left} are placed there: what may run again is moved, the rest goes on"
+    )
     output.show(view, as_json=as_json, text=text)

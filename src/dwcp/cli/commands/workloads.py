@@ -92,6 +92,8 @@ def _note(view: WorkloadView) -> str:
     notes = [state.reason]
     if state.cancel and state.state.value != "cancelled":
         notes.append("cancellation asked")
+    if state.move:
+        notes.append(f"moving to {state.move}")
     if state.deadline_missed:
         notes.append("deadline missed")
     return "; ".join(note for note in notes if note)

@@ -14,10 +14,11 @@ from dwcp.runtime.principals import AGENTS, Grant
 from dwcp.runtime.process import Process, run
 from dwcp.services.manager.config import ManagerConfig
 from dwcp.services.manager.coordinator import Coordinator
-from dwcp.services.manager.dependencies import AllocatorOrLocal, Dependencies
+from dwcp.services.manager.dependencies import AllocatorOrLocal, Dependencies, PlannerOrLocal
 from dwcp.services.manager.events import Events
 from dwcp.services.manager.ledger import LedgerPort
 from dwcp.services.manager.loop import Loop, targets
+from dwcp.services.manager.moves import MoveLimits
 from dwcp.services.manager.receipts import ReceiptFiles, proof_needed
 from dwcp.services.manager.routes import EVENTS_PATH, RECEIPTS_PATH, Desk, add_routes
 
@@ -50,14 +51,22 @@ async def _serve(
 ) -> None:
     events = Events(boot_ms=process.clock.now_ms())
     receipts = ReceiptFiles(config.data_dir / "receipts")
+
+    def noted(problem: str) -> None:
+        process.log.warning("allocator.failed", error=problem)
+
     coordinator = Coordinator(
         log=port,
         placer=AllocatorOrLocal(
             dependencies,
             url=config.allocator,
             timeout_s=config.allocator_timeout_ms / 1000,
-            noted=lambda problem: process.log.warning("allocator.failed", error=problem),
+            noted=noted,
         ),
+        planner=PlannerOrLocal(
+            dependencies, url=config.allocator, timeout_s=config.plan_timeout_ms / 1000, noted=noted
+        ),
+        limits=MoveLimits(at_once=config.moves_at_once, bytes_at_once=config.moves_bytes_at_once),
         receipts=receipts,
         events=events,
         telemetry=process.telemetry,

@@ -49,6 +49,15 @@ class ManagerConfig(ServiceConfig, frozen=True, kw_only=True):
     allocator_timeout_ms: Annotated[
         int, Meta(ge=10, description="how long a placement may take before the manager decides alone, ms")
     ] = 2_000
+    plan_timeout_ms: Annotated[
+        int, Meta(ge=10, description="how long a plan of moves may take before the manager plans alone, ms")
+    ] = 5_000
+    moves_at_once: Annotated[
+        int, Meta(ge=1, le=256, description="workloads that drains and rebalances move at once")
+    ] = 4
+    moves_bytes_at_once: Annotated[
+        int, Meta(ge=0, description="data that the moves under way may have to fetch again, bytes")
+    ] = 10 * 2**30
     breaker: Annotated[BreakerSettings, Meta(description="breakers of all dependencies")] = BreakerSettings()
 
     def validate(self) -> None:

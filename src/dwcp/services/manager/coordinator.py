@@ -16,6 +16,7 @@ from dwcp.allocation.decide import decide as propose_locally
 from dwcp.api.allocator import NodeState, PlaceAnswer, PlaceRequest
 from dwcp.api.kv import Compare, Range, Relation, Target, Txn
 from dwcp.api.manager import EventKind, Report, StoredReceipt, Submission
+from dwcp.api.rebalance import Order, Plan, RebalanceView, Wish
 from dwcp.api.workloads import (
     FINAL_STATES,
     NODES,
@@ -26,16 +27,30 @@ from dwcp.api.workloads import (
     WorkloadState,
     state_key,
 )
-from dwcp.control import placement
+from dwcp.control import moving, placement
 from dwcp.control.errors import ClockSkewed, Contended, NodeUnknown, NotReady, WorkloadExists, WorkloadUnknown
 from dwcp.control.inventory import Inventory, NodeEntry, Transition, WorkloadEntry
 from dwcp.control.jobs import check_identity, check_job, check_payload, check_possible, demand_of
 from dwcp.control.proof import OBSERVED, proven_state
-from dwcp.control.reconcile import Cancel, Decision, Expire, MissDeadline, Place, Sweep, busy, decide
+from dwcp.control.reconcile import (
+    Cancel,
+    Decision,
+    EndRebalance,
+    Evacuate,
+    Expire,
+    MissDeadline,
+    Place,
+    Relocate,
+    Sweep,
+    busy,
+    decide,
+    subject,
+)
 from dwcp.control.recovery import Recovery
 from dwcp.runtime.failpoints import failpoint
 from dwcp.runtime.telemetry import Telemetry
 from dwcp.services.manager.events import Events
+from dwcp.services.manager.moves import MoveLimits, Moves, OwnRules, Planner
 from dwcp.services.manager.ports import Committed, ControlLog, Placer, ReceiptStore, ReceiptUnwanted
 
 TRIES = 3  # at a transaction that others keep overtaking, before the caller or the next round tries
@@ -60,6 +75,8 @@ class Coordinator:
         lease_ms: int,
         unreachable: Callable[[], frozenset[str]] = frozenset,
         lease_missed: Callable[[str], None] = lambda _node: None,
+        planner: Planner | None = None,
+        limits: MoveLimits | None = None,
     ) -> None:
         self._log = log
         self._placer = placer
@@ -78,6 +95,17 @@ class Coordinator:
         self.inventory = Inventory()
         self.loaded = False
         self.read_revision = 0  # everything up to it has been read
+        self._limits = limits or MoveLimits()
+        self.moves = Moves(
+            inventory=self.inventory,
+            planner=planner or OwnRules(),
+            commit=lambda step, txn: self._commit(step, txn, ""),
+            note=self._note_move,
+            warn=lambda problem: logger.warning("moves.refused", error=problem),
+            unreachable=unreachable,
+            telemetry=telemetry,
+            limits=self._limits,
+        )
 
     # ------------------------------------------------------------------ reading
 
@@ -113,34 +141,44 @@ class Coordinator:
 
     async def step(self) -> None:
         """Carries out everything that is due, one transaction after the other."""
-        decisions = decide(self.inventory, now_ms=self._now_ms())
-        self._recovery.keep(frozenset(decision.workload.id for decision in decisions))
+        decisions = decide(
+            self.inventory,
+            now_ms=self._now_ms(),
+            moves_at_once=self._limits.at_once,
+            unreachable=self._unreachable(),
+        )
+        self._recovery.keep(frozenset(subject(decision) for decision in decisions))
         if not any(isinstance(decision, Sweep) for decision in decisions):
             self._suspects.clear()
         for decision in decisions:
-            if self._recovery.due(decision.workload.id, now_ms=self._now_ms()):
+            if self._recovery.due(subject(decision), now_ms=self._now_ms()):
                 await self._carry_out(decision)
         await self._witness()
 
     async def _carry_out(self, decision: Decision) -> None:
-        workload = decision.workload
-        if isinstance(decision, Place):
-            await self._place(workload.id)
-            return
-        if self._outdated(decision):
-            return
         match decision:
-            case Expire():
+            case Place(workload):
+                await self._place(workload.id)
+                return
+            case Evacuate(node):
+                done = await self.moves.evacuate(node.name)
+            case EndRebalance(rebalance):
+                done = await self.moves.end(rebalance)
+            case Relocate(_, move):
+                done = await self.moves.ask(move, reason="rebalance")
+            case _ if self._outdated(decision):
+                return
+            case Expire(workload):
                 done = await self._expire(workload)
-            case Cancel():
+            case Cancel(workload):
                 done = await self._try("cancel", placement.cancel(workload), workload.id, receipt=True)
-            case MissDeadline():
-                txn = placement.miss_deadline(workload, deadline_ms=decision.deadline_ms)
+            case MissDeadline(workload, deadline_ms):
+                txn = placement.miss_deadline(workload, deadline_ms=deadline_ms)
                 done = await self._try("deadline", txn, workload.id)
-            case Sweep():
-                done = await self._try("sweep", placement.sweep(workload, decision.node), "")
+            case Sweep(workload, node):
+                done = await self._try("sweep", placement.sweep(workload, node), "")
         if not done:  # overtaken, or committed time has not come that far yet
-            self._recovery.failed(workload.id, now_ms=self._now_ms())
+            self._recovery.failed(subject(decision), now_ms=self._now_ms())
 
     async def _expire(self, workload: WorkloadEntry) -> bool:
         node = self.inventory.node(workload.state.node)
@@ -152,7 +190,7 @@ class Coordinator:
             self._lease_missed(workload.state.node)
         return done
 
-    def _outdated(self, decision: Decision) -> bool:
+    def _outdated(self, decision: Expire | Cancel | MissDeadline | Sweep) -> bool:
         """Whether the view has moved on since the decision, or is too fresh to act on.
 
         The two halves of one transaction may be heard apart, so an orphan
@@ -174,7 +212,8 @@ class Coordinator:
             entry = self.inventory.workload(identity)
             if entry is None or entry.state.state is not State.PENDING or entry.state.cancel:
                 return
-            answer = await self._propose(entry, alone=tried == TRIES - 1)
+            answer = self._kept(entry) if tried == 0 else None
+            answer = answer or await self._propose(entry, alone=tried == TRIES - 1)
             if not answer.node:
                 self._wait(entry, answer)
                 return
@@ -201,6 +240,13 @@ class Coordinator:
                 return
             self._check_clock(committed, sent_ms=sent_ms)
         self._recovery.failed(identity, now_ms=self._now_ms())
+
+    def _kept(self, workload: WorkloadEntry) -> PlaceAnswer | None:
+        """The place that a move kept for it, if that still takes work."""
+        target = self.inventory.node(workload.state.move) if workload.state.move else None
+        if target is None or not moving.takes(target, workload, unreachable=self._unreachable()):
+            return None
+        return PlaceAnswer(workload=workload.id, node=target.name, policy="planned move", candidates=())
 
     async def _propose(self, workload: WorkloadEntry, *, alone: bool) -> PlaceAnswer:
         """`alone`: by this manager's own rules, where the allocator's proposals kept failing."""
@@ -245,7 +291,8 @@ class Coordinator:
             return None
         job = workload.spec.job
         right_site = job.place.site in ("", node.node.site)
-        if node.node.status is not NodeStatus.READY or not right_site or not node.fits(demand_of(job)):
+        fits = node.fits(demand_of(job), workload=identity)
+        if node.node.status is not NodeStatus.READY or not right_site or not fits:
             return None
         return workload, node
 
@@ -332,6 +379,16 @@ class Coordinator:
                 return entry
             await self._commit("drain", placement.drain(entry, undo=undo), "")
         raise Contended(f"{name}: its entry kept changing, nothing was recorded; try again")
+
+    async def order(self, wanted: Order, *, by: str) -> RebalanceView:
+        """Raises `RebalanceRefused`, `RebalanceUnderWay`, `Contended`."""
+        self._need_loaded()
+        return await self.moves.order(wanted, by=by, now_ms=self._now_ms())
+
+    async def wish(self, wanted: Wish) -> Plan:
+        """Raises `RebalanceRefused`."""
+        self._need_loaded()
+        return await self.moves.wish(wanted)
 
     def _known(self, identity: str) -> WorkloadEntry:
         entry = self.inventory.workload(identity)
@@ -447,6 +504,10 @@ class Coordinator:
     ) -> None:
         self._logger.info(f"workload.{kind.value}", workload=workload, attempt=attempt, node=node, **fields)
         self._report(workload, kind, node, attempt, fields)
+
+    def _note_move(self, entry: WorkloadEntry, detail: str) -> None:
+        node, attempt = entry.state.node, entry.state.attempt
+        self._tell(entry.id, EventKind.NOTE, attempt=attempt, node=node, detail=detail)
 
     def _report(
         self, workload: str, kind: EventKind, node: str, attempt: int, fields: dict[str, int | str]

@@ -6,12 +6,16 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 import httpx
+import msgspec
 
 from dwcp.allocation.decide import decide as propose_locally
+from dwcp.allocation.rebalance import plan as plan_locally
 from dwcp.api import agent as agent_api
 from dwcp.api import allocator as allocator_api
+from dwcp.api import rebalance as rebalance_api
 from dwcp.api.allocator import PlaceAnswer, PlaceRequest
 from dwcp.api.manager import BreakerView, Reach
+from dwcp.api.rebalance import Plan, PlanRequest
 from dwcp.api.requests import AnswerMalformed, Request, answer
 from dwcp.control.breaker import Breaker, BreakerLimits, BreakerState
 from dwcp.control.health import Condition, Observation, Watchlist
@@ -193,3 +197,29 @@ class AllocatorOrLocal:
             await self._dependencies.call(ALLOCATOR, self._url, wanted, timeout_s=self._timeout_s)
         except DependencyFailed as exc:
             self._noted(str(exc))
+
+
+class PlannerOrLocal:
+    """The planner: the allocator if it answers in time, else the same rules computed here, saying so."""
+
+    def __init__(
+        self, dependencies: Dependencies, *, url: str, timeout_s: float, noted: Callable[[str], None]
+    ) -> None:
+        self._dependencies = dependencies
+        self._url = url
+        self._timeout_s = timeout_s
+        self._noted = noted
+
+    async def plan(self, wanted: PlanRequest) -> Plan:
+        try:
+            request = rebalance_api.plan(wanted)
+            body = await self._dependencies.call(ALLOCATOR, self._url, request, timeout_s=self._timeout_s)
+            return answer(Plan, body)
+        except (DependencyFailed, AnswerMalformed) as exc:
+            self._noted(str(exc))
+            return await self.own(wanted, because="the allocator did not answer")
+
+    async def own(self, wanted: PlanRequest, *, because: str) -> Plan:
+        """In a thread: placements and watches go on beside it."""
+        made = await asyncio.to_thread(plan_locally, wanted)
+        return msgspec.structs.replace(made, policy=f"greedy (manager's own: {because})")

@@ -12,6 +12,7 @@ import structlog
 
 from dwcp.api.workloads import NODES, WORKLOADS, State
 from dwcp.control.errors import ClockSkewed
+from dwcp.control.moving import under_way
 from dwcp.control.reconcile import next_due_ms
 from dwcp.control.recovery import Recovery
 from dwcp.runtime.clock import Clock
@@ -179,6 +180,7 @@ class Loop:
         counts = dict.fromkeys(State, 0)
         for entry in self.coordinator.inventory.workloads():
             counts[entry.state.state] += 1
+        self.telemetry.gauge("dwcp_manager_moves_under_way", len(under_way(self.coordinator.inventory)))
         for state, count in counts.items():
             self.telemetry.gauge("dwcp_manager_workloads", count, state=state.value)
 

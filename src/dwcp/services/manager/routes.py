@@ -23,6 +23,7 @@ from dwcp.api.manager import (
     TransferList,
     WorkloadList,
 )
+from dwcp.api.rebalance import Order, Wish
 from dwcp.control import errors
 from dwcp.runtime.http import Refusal, json_response, principal
 from dwcp.runtime.telemetry import Telemetry
@@ -44,6 +45,8 @@ STATUS: dict[type[errors.ControlError], int] = {
     errors.NodeUnknown: 404,
     errors.WorkloadExists: 409,
     errors.WorkloadEnded: 409,
+    errors.RebalanceRefused: 409,
+    errors.RebalanceUnderWay: 409,
     errors.Contended: 503,
     errors.ClockSkewed: 503,
     errors.NotReady: 503,
@@ -144,6 +147,22 @@ class Desk:
         known = self._dependencies
         return json_response(node_view(entry, known.reach(name), known.watchlist.detail(name)))
 
+    # ------------------------------------------------------------------ moves
+
+    async def wish(self, request: Request) -> Response:
+        wanted = await bodies.read(request, Wish, empty=Wish())
+        return json_response(await _mapped(self._coordinator.wish(wanted)))
+
+    async def order(self, request: Request) -> Response:
+        wanted = await bodies.read(request, Order)
+        view = await _mapped(self._coordinator.order(wanted, by=principal(request).name))
+        self._wake()
+        return json_response(view)
+
+    async def rebalance(self) -> Response:
+        self._need_loaded()
+        return json_response(self._coordinator.moves.view())
+
     # ------------------------------------------------------------------ events
 
     async def events(self, request: Request) -> Response:
@@ -208,6 +227,9 @@ def add_routes(app: FastAPI, desk: Desk) -> None:
         ("POST", RECEIPTS_PATH, desk.keep_receipt),
         ("GET", "/api/v1/nodes", desk.nodes),
         ("POST", "/api/v1/nodes/{name}/drain", desk.drain),
+        ("POST", "/api/v1/rebalance:plan", desk.wish),
+        ("POST", "/api/v1/rebalance", desk.order),
+        ("GET", "/api/v1/rebalance", desk.rebalance),
         ("GET", EVENTS_PATH, desk.events),
         ("POST", EVENTS_PATH, desk.report),
         ("GET", "/api/v1/transfers", desk.transfers),

@@ -1,5 +1,7 @@
 """Two managers, agents and submitters on one log, interleaved and killed at every await by a seed.
 
+An operator drains nodes, takes that back, and orders moves meanwhile.
+
 Checked after every commit: no node is overfull, attempt numbers grow, a leased
 attempt is never replaced before its lease has ended in committed time. Checked
 at every start of a command: no other attempt of that workload is alive, and a
@@ -19,6 +21,7 @@ from tests.unit.services.manager.stage import FakeLog, MemoryReceipts, Turn, add
 
 from dwcp.api.kv import Compare, Put, Relation, Target, Txn
 from dwcp.api.manager import Submission
+from dwcp.api.rebalance import Move, Order
 from dwcp.api.workloads import (
     FINAL_STATES,
     Allocation,
@@ -32,7 +35,9 @@ from dwcp.api.workloads import (
     node_key,
     state_key,
 )
+from dwcp.control.attempt_log import ended
 from dwcp.control.errors import ClockSkewed, ControlError
+from dwcp.control.moving import movable
 from dwcp.services.manager.coordinator import Coordinator
 
 LEASE_MS = 3_000
@@ -45,6 +50,7 @@ class World:
     """Everything of one seed, and what has been seen so far."""
 
     seed: int
+    moving: bool = False  # an operator drains and orders moves, jobs run long and mostly may run again
     rng: random.Random = field(init=False)
     log: FakeLog = field(default_factory=FakeLog)
     nodes: list[str] = field(default_factory=list)
@@ -56,15 +62,16 @@ class World:
     calm: bool = False
     crashes: int = 0
     expiries: int = 0
+    moved: int = 0
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
-        for position in range(self.rng.randint(1, 3)):
+        for position in range(self.rng.randint(2 if self.moving else 1, 3)):
             name = f"node{position}"
             self.nodes.append(name)
             add_node(self.log, name, cpu_milli=self.rng.choice([1000, 2000, 3000]))
         for number in range(self.rng.randint(2, 6)):
-            retry = self.rng.choice([Retry.SAFE, Retry.NEVER])
+            retry = self.rng.choice([Retry.SAFE, Retry.NEVER, *([Retry.SAFE] * 2 if self.moving else [])])
             cpu = self.rng.choice([0.5, 1, 1])
             self.jobs[f"w-{LETTERS[number] * 10}"] = Job(
                 name=f"job{number}",
@@ -98,7 +105,12 @@ class World:
         assert after.attempt >= before.attempt, f"{name}: attempts went back"
         if after.state is State.PLACED and before.state is State.PENDING:
             assert after.attempt == before.attempt + 1
-        if before.state is State.RUNNING and after.state in (State.PENDING, State.UNKNOWN):
+        if before.state is State.RUNNING and after.state is State.PENDING and before.move:
+            self.moved += 1
+            ran_until = self.alive_until.get((name, before.attempt), 0)
+            over = self.log.time_ms > before.lease_deadline_ms
+            assert over or ran_until <= self.log.now_ms, f"{name} was given up while it ran"
+        elif before.state is State.RUNNING and after.state in (State.PENDING, State.UNKNOWN):
             self.expiries += 1
             assert self.log.time_ms > before.lease_deadline_ms, f"{name} was given up before its lease ended"
         if before.state is State.RUNNING and after.state is State.PENDING:
@@ -143,6 +155,33 @@ class World:
         except ControlError:
             return  # it had ended already, or others were quicker three times
 
+    async def operator(self) -> None:
+        """Drains, takes it back, and orders what a plan proposes, however little it gains."""
+        mine = coordinator(self.log, lease_ms=LEASE_MS, receipts=self.receipts)
+        while True:
+            await mine.refresh(linearizable=True)
+            moves = [
+                Move(entry.id, entry.state.attempt, entry.state.node, target)
+                for entry in mine.inventory.active()
+                for target in self.nodes
+                if movable(entry)
+            ]
+            self.rng.shuffle(moves)
+            try:
+                await mine.drain(self.rng.choice(self.nodes), undo=self.calm or self.rng.random() < 0.7)
+                for move in moves:
+                    await self._order(mine, move)
+            except ControlError:
+                pass  # its entry kept changing
+            for _ in range(self.rng.randint(1, 20)):
+                await Turn()
+
+    async def _order(self, mine: Coordinator, move: Move) -> None:
+        try:
+            await mine.order(Order(f"r{self.rng.randrange(10**6)}", (move,)), by="ann")
+        except ControlError:
+            return  # it does not hold, or another one is under way
+
     async def agent(self, node: str) -> None:
         """An agent without memory: what it started before it died has its own stop."""
         while True:
@@ -161,6 +200,9 @@ class World:
         sent_ms = self.log.now_ms
         if state.cancel:
             return
+        if state.move:
+            await self._give_up(name, revision, state)
+            return
         running = msgspec.structs.replace(
             state, state=State.RUNNING, started=True, lease_deadline_ms=sent_ms + LEASE_MS
         )
@@ -173,8 +215,12 @@ class World:
         key = (name, state.attempt)
         if self.alive_until.get(key, 0) <= self.log.now_ms:
             return  # stopped, or never started: the lease will tell everybody
+        if state.move and self.jobs[name].retry is Retry.SAFE:
+            self.alive_until[key] = 0
+            await self._give_up(name, revision, state)
+            return
         sent_ms = self.log.now_ms
-        if self.rng.random() < 0.5 or self.calm:
+        if self.rng.random() < (0.1 if self.moving else 0.5) or self.calm:
             done = msgspec.structs.replace(state, state=State.DONE, exit_status=0, lease_deadline_ms=0)
             if await self._guarded(name, revision, done, node=state.node):
                 self.alive_until[key] = 0
@@ -182,6 +228,10 @@ class World:
             renewed = msgspec.structs.replace(state, lease_deadline_ms=sent_ms + LEASE_MS)
             if await self._guarded(name, revision, renewed):
                 self.alive_until[key] = sent_ms + LEASE_MS - MARGIN_MS
+
+    async def _give_up(self, name: str, revision: int, state: WorkloadState) -> None:
+        again = ended(state, State.PENDING, reason="moved", exit_status=None, output=None, late=False)
+        await self._guarded(name, revision, again, node=state.node)
 
     async def _guarded(self, name: str, revision: int, state: WorkloadState, *, node: str = "") -> bool:
         now_ms = self.log.now_ms
@@ -207,6 +257,8 @@ class World:
             "manager-a": self.manager,
             "manager-b": lambda: self.manager(ahead_ms=ahead_ms),
         }
+        if self.moving:
+            makers["operator"] = self.operator
         makers |= {f"agent-{node}": lambda node=node: self.agent(node) for node in self.nodes}
         for name in self.jobs:
             for copy in "ab":  # a submitter that retries through the other manager
@@ -248,3 +300,16 @@ def test_two_managers_never_overfill_or_run_twice(first: int) -> None:
         expiries += world.expiries
     assert crashes > 100, "the schedules must contain crashes"
     assert expiries > 0, "the schedules must contain leases that run out"
+
+
+@pytest.mark.parametrize("first", range(0, 75, 25))
+def test_moves_never_overfill_or_run_twice(first: int) -> None:
+    """Goal: drains and moves keep every promise. Method: the same, with an operator who cannot leave it alone."""
+    crashes = moved = 0
+    for seed in range(first, first + 25):
+        world = World(seed, moving=True)
+        world.run(turns=1_500)
+        crashes += world.crashes
+        moved += world.moved
+    assert crashes > 100, "the schedules must contain crashes"
+    assert moved > 10, "the schedules must contain moves of what runs"
