@@ -16,7 +16,7 @@ from dwcp.api import rebalance as api
 from dwcp.api.rebalance import Move, Order, RebalanceView
 from dwcp.api.requests import Request, answer
 from dwcp.runtime import keys
-from dwcp.runtime.platform import base_url
+from dwcp.runtime.world import url
 
 pytestmark = [pytest.mark.process, pytest.mark.accept, pytest.mark.timeout(300)]
 DRAIN_POINTS = [
@@ -57,11 +57,12 @@ def node_of(world: Drill, job: Job) -> str:
 def manager(world: Drill, wanted: Request) -> httpx.Response | None:
     """As the operator, over mutual TLS; None while it does not answer."""
     tls = keys.client_context(world.running.layout.tls("operator"))
-    url = base_url(world.running.platform.plan("dwcp-manager"))
+    address = world.running.platform.plan("dwcp-manager").mutual
+    assert address is not None
     try:
         return httpx.request(
             wanted.method,
-            url + wanted.path,
+            url(address, tls=True) + wanted.path,
             content=wanted.body or None,
             headers=wanted.headers,
             verify=tls,
@@ -105,12 +106,13 @@ def test_a_drained_node_is_left_by_what_may_leave(world: Drill, point: str) -> N
 def test_an_ordered_move_happens_once_although_the_manager_dies(world: Drill, point: str) -> None:
     """Goal: an order is exactly-once and resumed. Method: SIGKILL at the point; the same order until it is taken."""
     service = world.arm(point)
-    job, node = running(world, retry="safe")
+    job, node = running(world, retry="safe", sleep_s=20)
     target = next(name for name in ("oslo", "rome", "lima") if name != node)
     order = Order(f"order-{next(_numbers)}", (Move(job.id, 1, node, target),))
 
     def taken() -> bool:
         got = manager(world, api.order(order))
+        assert got is None or got.is_success or got.status_code >= 500, got.text
         return got is not None and got.is_success
 
     wait_until(taken, "the order is taken")

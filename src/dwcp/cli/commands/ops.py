@@ -11,14 +11,20 @@ from typing import Annotated
 import typer
 
 from dwcp.cli import output, scripts
-from dwcp.cli.commands import model
+from dwcp.cli.commands import allocation_report, model
+from dwcp.cli.commands import rebalance as rebalancing
 from dwcp.cli.environment import current
 from dwcp.cli.options import Json, State
 from dwcp.cli.output import Table
 from dwcp.runtime.clock import iso
 from dwcp.runtime.runs import Runs
 
-SCRIPTS = (model.deploy_model, model.canary_deploy)
+SCRIPTS = (
+    model.deploy_model,
+    model.canary_deploy,
+    allocation_report.resource_allocation_report,
+    rebalancing.rebalance,
+)
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Run the operations scripts.")
 

@@ -52,6 +52,7 @@ def rebalance(
     gain; 1 some moves were not possible any more; 3 not known yet: it goes on by itself; 4 refused.
 
     Example: dwcp rebalance --dry-run, and then: dwcp rebalance --yes
+    (the same as dwcp ops rebalance)
     """
     from dwcp.cli.calls import control_plane
 

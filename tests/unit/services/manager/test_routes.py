@@ -13,7 +13,9 @@ import pytest
 from tests.unit.services.manager.stage import START_MS, FakeLog, add_node, coordinator, finish
 
 from dwcp.api import manager as api
+from dwcp.api import rebalance as moves_api
 from dwcp.api.manager import EventKind, Report, StoredReceipt, Submission
+from dwcp.api.rebalance import Move, Order, Plan, RebalanceView, Wish
 from dwcp.api.requests import Request, answer, refusal
 from dwcp.api.workloads import Demand, Job, Place, State
 from dwcp.control.breaker import BreakerLimits
@@ -374,3 +376,14 @@ def test_nothing_is_answered_before_the_log_was_read(service: Service) -> None:
 
     for wanted in (api.workloads(), api.workload(ID), api.nodes(), api.cancel(ID)):
         assert service.send(wanted).status_code == 503
+
+
+def test_rebalance_is_planned_ordered_and_shown(service: Service) -> None:
+    """Goal: the three routes and their refusals. Method: nothing to gain, an order that does not hold, no body."""
+    service.caller = of_certificate("operator")
+    plan = answer(Plan, service.send(moves_api.wish(Wish())).content)
+    assert plan.moves == ()
+    assert plan.reason
+    refused = service.send(moves_api.order(Order("r1", (Move(ID, 1, "oslo", "rome"),))))
+    assert (refused.status_code, refusal(refused.content, status=409).code) == (409, "rebalance_refused")
+    assert answer(RebalanceView, service.send(moves_api.view()).content).rebalance.ended

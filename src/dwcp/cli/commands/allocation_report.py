@@ -1,0 +1,272 @@
+"""`dwcp ops resource-allocation-report`: how well the fleet is used, and whether the placer earns its place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import msgspec
+import typer
+
+from dwcp.api.health import Verdict
+from dwcp.api.workloads import Shape
+from dwcp.cli.output import Table
+from dwcp.cli.scripts import Outcome, Run, script
+from dwcp.operations.runs import Section, judged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dwcp.allocation.report import Commits, Decisions, Fleet, Samples
+
+NAME = "resource-allocation-report"
+LATE_MAX = 0.01  # of the workloads with a deadline: above it is a finding
+GAP = "-"
+T = TypeVar("T")
+
+
+class SiteUse(Shape, frozen=True):
+    """One resource at one site, in the units of a node's capacity; `share` is allocated over capacity."""
+
+    site: str
+    resource: str
+    capacity: int
+    allocated: int
+    share: float | None
+    used: int | None
+
+
+class Report(Shape, frozen=True):
+    """null where a source did not tell. Counters count since the start of the process that counts.
+
+    `fleet`, `decisions` and `commits` are the shapes of `allocation.report` (Any: that imports NumPy).
+    """
+
+    use: tuple[SiteUse, ...] | None
+    fleet: dict[str, Any] | None
+    decisions: dict[str, Any] | None
+    commits: dict[str, Any] | None
+    wan_bytes: dict[str, int | None]
+    wan_bytes_total: int | None
+    last_known: dict[str, Any] | None = None  # of an earlier run, where the allocator does not answer now
+
+
+@script(NAME, answers=Report, budget_s=60.0)
+def resource_allocation_report(
+    run: Run,
+    late_max: Annotated[
+        float, typer.Option(min=0, max=1, help="share of missed deadlines above which it is a finding")
+    ] = LATE_MAX,
+) -> Outcome:
+    """Report how the fleet is used: by site, tenant, policy; conflicts, rejections, stranded cores, WAN bytes.
+
+    What cannot be measured is shown as a gap, never as zero. Exit codes: 0 well; 1 findings: late work, a
+    model that is worse than its rule, nodes that do not answer; 2 a node holds more than it has; 3 a source
+    does not answer: its part is not known.
+
+    Example: ./scripts/resource-allocation-report.sh
+    (the same as dwcp ops resource-allocation-report)
+    """
+    from dwcp.allocation import report
+
+    sections: list[Section] = []
+    found = _asked(sections, "fleet", lambda: _fleet(run), lambda fleet: _judge_fleet(fleet, late_max))
+    decided = _asked(
+        sections, "placements", lambda: report.decisions(_scraped(run, "maddpg-allocator")), _judge_decisions
+    )
+    counted = _asked(
+        sections, "commits", lambda: report.commits(_scraped(run, "dwcp-manager")), lambda _: (Verdict.OK, "")
+    )
+    bytes_ = _wan(run, sections)
+    known = [each for each in bytes_.values() if each is not None]
+    result = Report(
+        use=None if found is None else _uses(found),
+        fleet=_plain(found),
+        decisions=_plain(decided),
+        commits=_plain(counted),
+        wan_bytes=bytes_,
+        wan_bytes_total=sum(known) if known else None,
+        last_known=_last_known(run) if decided is None else None,
+    )
+    verdict, said = judged(sections)
+    return Outcome(
+        verdict,
+        said if verdict is not Verdict.OK else _summary(found, decided),
+        result=result,
+        lines=_lines(found, decided, counted, result),
+        table=None if found is None else _table(result),
+        sections=tuple(sections),
+        next=_next(verdict, sections),
+    )
+
+
+def _asked(
+    sections: list[Section], name: str, ask: Callable[[], T], judge: Callable[[T], tuple[Verdict, str]]
+) -> T | None:
+    """One source: what it told, or a section that says that it did not."""
+    from dwcp.cli.calls import ServiceRefused, ServiceUnavailable
+    from dwcp.runtime.errors import NotRunning
+
+    try:
+        found = ask()
+    except (ServiceUnavailable, ServiceRefused, NotRunning) as exc:
+        sections.append(Section(name, Verdict.UNKNOWN, str(exc)))
+        return None
+    sections.append(Section(name, *judge(found)))
+    return found
+
+
+def _fleet(run: Run) -> Fleet:
+    from dwcp.allocation.report import fleet
+    from dwcp.api import manager as api
+    from dwcp.cli.calls import control_plane
+
+    with control_plane(run.env, run.layout) as manager:
+        nodes = manager.ask(api.NodeList, api.nodes()).nodes
+        workloads = manager.ask(api.WorkloadList, api.workloads()).workloads
+    return fleet(nodes, workloads)
+
+
+def _scraped(run: Run, service: str) -> Samples:
+    from dwcp.cli.scraping import scrape
+
+    return scrape(run.env, run.layout, service)
+
+
+def _wan(run: Run, sections: list[Section]) -> dict[str, int | None]:
+    """Bytes that each agent sent, by its process; None where it did not tell."""
+    from dwcp.allocation.report import wan_bytes
+    from dwcp.cli.scraping import agents
+
+    found: dict[str, int | None] = {}
+    missing: list[Section] = []
+    for name in agents(run.layout):
+        samples = _asked(missing, name, lambda name=name: _scraped(run, name), lambda _: (Verdict.OK, ""))  # type: ignore[misc]
+        found[name] = None if samples is None else wan_bytes(samples, direction="out")
+    lost = [section for section in missing if section.verdict is not Verdict.OK]
+    detail = "; ".join(section.detail for section in lost)
+    sections.append(Section("wan", Verdict.UNKNOWN if lost else Verdict.OK, detail))
+    return found
+
+
+def _judge_fleet(fleet: Fleet, late_max: float) -> tuple[Verdict, str]:
+    if fleet.overfull:
+        return Verdict.CRIT, f"more is placed than there is on {', '.join(fleet.overfull)}"
+    if fleet.silent:
+        return Verdict.WARN, f"no answer from {', '.join(fleet.silent)}"
+    if fleet.with_deadline and fleet.late / fleet.with_deadline > late_max:
+        return Verdict.WARN, f"{fleet.late} of {fleet.with_deadline} workloads with a deadline missed it"
+    return Verdict.OK, ""
+
+
+def _judge_decisions(decisions: Decisions) -> tuple[Verdict, str]:
+    regret = decisions.regret_usd
+    if regret is not None and regret > 0:
+        return (
+            Verdict.WARN,
+            f"the model's choices cost ${regret:.6f} more than the rule's, each, by their shadow",
+        )
+    return Verdict.OK, ""
+
+
+def _last_known(run: Run) -> dict[str, Any] | None:
+    """What the latest run found in which the allocator answered, with its time."""
+    if run.runs is None:
+        return None
+    for record in run.runs.all(NAME, most=20):
+        try:
+            answer = msgspec.json.decode((run.runs.folder / record.id / "answer.json").read_bytes())
+            decisions = answer["result"]["decisions"]
+        except (OSError, msgspec.DecodeError, KeyError, TypeError):
+            continue
+        if decisions is not None:
+            return {"ended": answer["ended"], "decisions": decisions}
+    return None
+
+
+def _plain(found: Fleet | Decisions | Commits | None) -> dict[str, Any] | None:
+    return None if found is None else {name: getattr(found, name) for name in found.__struct_fields__}
+
+
+def _uses(fleet: Fleet) -> tuple[SiteUse, ...]:
+    return tuple(
+        SiteUse(use.site, use.resource, use.capacity, use.allocated, use.share, use.used)
+        for use in fleet.uses
+    )
+
+
+def _summary(fleet: Fleet | None, decisions: Decisions | None) -> str:
+    assert fleet is not None  # else the verdict is unknown
+    assert decisions is not None
+    cores = [use for use in fleet.uses if use.resource == "cpu_milli"]
+    capacity, placed = (sum(getattr(use, name) for use in cores) / 1000 for name in ("capacity", "allocated"))
+    share = "no decision yet" if decisions.model_share is None else f"{decisions.model_share:.0%} by a model"
+    return f"{placed:g} of {capacity:g} cores are placed, {fleet.waiting} workloads wait; placements: {share}"
+
+
+def _lines(
+    fleet: Fleet | None, decisions: Decisions | None, commits: Commits | None, result: Report
+) -> tuple[str, ...]:
+    lines = []
+    if fleet is not None:
+        lost = [
+            f"{each.site} {_number(each.stranded_cores)} of {each.free_cores:g}" for each in fleet.stranding
+        ]
+        lines += [
+            f"stranded cores of those free: {', '.join(lost) or GAP}",
+            f"placed by: {_counts(fleet.placed_by)}",
+            f"waiting {fleet.waiting}, moving {fleet.moving}",
+            f"missed deadlines: {fleet.late} of {fleet.with_deadline}",
+            *(
+                f"tenant {each.name}: {each.allocated_cores:g} of {each.requested_cores:g} cores"
+                f" in {each.workloads} workloads"
+                for each in fleet.tenants
+            ),
+            f"fairness (Jain): {_number(fleet.fairness)}",
+        ]
+    if decisions is not None:
+        lines += [
+            f"decisions: {_counts(decisions.by_policy)}; model share {_number(decisions.model_share)}",
+            f"shadow: regret $ {_number(decisions.regret_usd)}, agreement {_number(decisions.agreement)}",
+            f"fallbacks: {_counts(decisions.fallbacks)}; rejections: {_counts(decisions.infeasible)}",
+        ]
+    elif result.last_known is not None:
+        lines.append(
+            f"decisions, last known at {result.last_known['ended']}: {result.last_known['decisions']}"
+        )
+    if commits is not None:
+        lines.append(
+            f"conflicts: {_counts(commits.conflicts)}; refused: {_counts(commits.refused)};"
+            f" moves: {_counts(commits.moves)}"
+        )
+    lines.append(f"WAN bytes sent: {_number(result.wan_bytes_total)} ({_counts(result.wan_bytes)})")
+    return tuple(lines)
+
+
+def _table(result: Report) -> Table:
+    rows = [
+        (
+            use.site,
+            use.resource,
+            str(use.capacity),
+            str(use.allocated),
+            GAP if use.share is None else f"{use.share:.0%}",
+            _number(use.used),
+        )
+        for use in result.use or ()
+    ]
+    return Table(("site", "resource", "capacity", "allocated", "share", "really used"), rows)
+
+
+def _number(value: float | None) -> str:
+    return GAP if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _counts(found: dict[str, int] | dict[str, int | None] | None) -> str:
+    """Nothing counted is a gap too."""
+    return ", ".join(f"{name} {_number(count)}" for name, count in (found or {}).items()) or GAP
+
+
+def _next(verdict: Verdict, sections: list[Section]) -> str:
+    if any(section.verdict is Verdict.UNKNOWN for section in sections):
+        return "dwcp status"
+    return "dwcp nodes" if verdict is not Verdict.OK else "dwcp rebalance --dry-run"
