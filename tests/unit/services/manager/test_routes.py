@@ -15,7 +15,7 @@ from tests.unit.services.manager.stage import START_MS, FakeLog, add_node, coord
 from dwcp.api import manager as api
 from dwcp.api import rebalance as moves_api
 from dwcp.api.manager import EventKind, Report, StoredReceipt, Submission
-from dwcp.api.rebalance import Move, Order, Plan, RebalanceView, Wish
+from dwcp.api.rebalance import Move, Order, Plan, PlanRequest, RebalanceView, Wish
 from dwcp.api.requests import Request, answer, refusal
 from dwcp.api.workloads import Demand, Job, Place, State
 from dwcp.control.breaker import BreakerLimits
@@ -24,7 +24,7 @@ from dwcp.runtime.http import Health, application
 from dwcp.runtime.principals import ANONYMOUS, Principal, of_certificate
 from dwcp.runtime.telemetry import Telemetry
 from dwcp.runtime.tokens import Role
-from dwcp.services.manager.dependencies import AllocatorOrLocal, Dependencies
+from dwcp.services.manager.dependencies import AllocatorOrLocal, Dependencies, PlannerOrLocal
 from dwcp.services.manager.events import RING_MAX, Events
 from dwcp.services.manager.ports import LogRefused, LogUnreachable, ReceiptUnwanted
 from dwcp.services.manager.receipts import ReceiptFiles
@@ -368,6 +368,26 @@ def test_without_a_sane_allocator_the_manager_places_alone(
     assert got.node == "oslo"
     assert "fallback" in got.policy
     assert noted
+
+
+@pytest.mark.parametrize(
+    "response",
+    [httpx.Response(500), httpx.Response(200, content=b"[1]"), httpx.Response(200, content=b"{}")],
+)
+def test_plans_are_made_here_where_the_allocator_fails(service: Service, response: httpx.Response) -> None:
+    """Goal: a drain never blocks on the allocator, and says so. Method: broken and odd answers, then a good one."""
+    noted: list[str] = []
+    service.answers = lambda _request: response
+    planner = PlannerOrLocal(service.dependencies, url="https://allocator", timeout_s=1, noted=noted.append)
+    wanted = PlanRequest(nodes=())
+
+    got = asyncio.run(planner.plan(wanted))
+    told = msgspec.structs.replace(got, policy="told")
+    service.answers = lambda _request: httpx.Response(200, content=msgspec.json.encode(told))
+
+    assert "did not answer" in got.policy
+    assert noted
+    assert asyncio.run(planner.plan(wanted)).policy == "told"
 
 
 def test_nothing_is_answered_before_the_log_was_read(service: Service) -> None:
