@@ -65,9 +65,10 @@ class NodeList(Shape, frozen=True):
 
 
 class Drain(Shape, frozen=True):
-    """`POST /api/v1/nodes/NODE/drain`."""
+    """`POST /api/v1/nodes/NODE/drain`. `keep`: no new work, and what is there stays to its end."""
 
     undo: bool = False
+    keep: bool = False
 
 
 class EventKind(StrEnum):
@@ -199,8 +200,8 @@ def nodes() -> Request:
     return request("GET", "api", "v1", "nodes")
 
 
-def drain(node: str, *, undo: bool = False) -> Request:
-    return request("POST", "api", "v1", "nodes", node, "drain", body=Drain(undo=undo))
+def drain(node: str, *, undo: bool = False, keep: bool = False) -> Request:
+    return request("POST", "api", "v1", "nodes", node, "drain", body=Drain(undo=undo, keep=keep))
 
 
 def events(*, after: int = 0, workload: str = "", wait_s: float = 0) -> Request:

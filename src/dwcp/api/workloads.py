@@ -149,6 +149,7 @@ class Capacity(Shape, frozen=True):
 class NodeStatus(StrEnum):
     READY = "ready"
     DRAINING = "draining"
+    CLOSED = "closed"  # no new work, and nothing is moved away
     DOWN = "down"
 
 

@@ -147,9 +147,8 @@ def cancel(workload: WorkloadEntry) -> Txn:
     return _guarded(workload, (), compare=(), puts=(_state(workload, asked),))
 
 
-def drain(node: NodeEntry, *, undo: bool) -> Txn:
+def drain(node: NodeEntry, *, status: NodeStatus) -> Txn:
     """No new work for the node, or work again; what may be moved is moved by later transactions."""
-    status = NodeStatus.READY if undo else NodeStatus.DRAINING
     key = node_key(node.name)
     changed = msgspec.structs.replace(node.node, status=status)
     return Txn(

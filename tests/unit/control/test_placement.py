@@ -192,11 +192,11 @@ def test_drain_and_undo() -> None:
     """Goal: drain keeps the rest of the entry, and loses against a newer one. Method: drain, undo, race."""
     scene = Scene()
     before = scene.view()[1]
-    assert scene.commit(placement.drain(before, undo=False))
+    assert scene.commit(placement.drain(before, status=NodeStatus.DRAINING))
     drained = scene.view()[1]
     assert drained.node == msgspec.structs.replace(before.node, status=NodeStatus.DRAINING)
-    assert not scene.commit(placement.drain(before, undo=True))
-    assert scene.commit(placement.drain(drained, undo=True))
+    assert not scene.commit(placement.drain(before, status=NodeStatus.READY))
+    assert scene.commit(placement.drain(drained, status=NodeStatus.READY))
     assert scene.view()[1].node == before.node
 
 

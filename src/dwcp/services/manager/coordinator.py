@@ -367,17 +367,18 @@ class Coordinator:
                 return self._known(identity)
         raise Contended(f"{identity}: its state kept changing, the cancellation was not recorded; try again")
 
-    async def drain(self, name: str, *, undo: bool) -> NodeEntry:
+    async def drain(self, name: str, *, undo: bool, keep: bool = False) -> NodeEntry:
         """Raises `NodeUnknown`, `Contended`."""
         self._need_loaded()
-        wanted = NodeStatus.READY if undo else NodeStatus.DRAINING
+        wanted = NodeStatus.CLOSED if keep else NodeStatus.DRAINING
+        wanted = NodeStatus.READY if undo else wanted
         for _ in range(TRIES):
             entry = self.inventory.node(name)
             if entry is None:
                 raise NodeUnknown(f"there is no node {name[:60]!r}; `dwcp nodes` lists them")
             if entry.node.status is wanted:
                 return entry
-            await self._commit("drain", placement.drain(entry, undo=undo), "")
+            await self._commit("drain", placement.drain(entry, status=wanted), "")
         raise Contended(f"{name}: its entry kept changing, nothing was recorded; try again")
 
     async def order(self, wanted: Order, *, by: str) -> RebalanceView:

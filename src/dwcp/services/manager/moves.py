@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
@@ -84,6 +84,7 @@ class Moves:
     unreachable: Callable[[], frozenset[str]]
     telemetry: Telemetry
     limits: MoveLimits
+    told: dict[str, str] = field(default_factory=dict)  # a drained node -> why work stays there, as last told
 
     # ------------------------------------------------------------------ planning
 
@@ -198,9 +199,16 @@ class Moves:
             self.warn(f"{node} cannot be drained: {exc}")
             return False
         done = [await self.ask(move, reason="drain") for move in plan.moves]
-        if not plan.moves:
-            self.warn(f"{node} is drained, and {len(left)} stay for now: {plan.reason}")
+        self._tell_why(node, left, "" if plan.moves else plan.reason)
         return any(done)
+
+    def _tell_why(self, node: str, left: list[WorkloadEntry], reason: str) -> None:
+        """Once for each reason: the same question comes every few seconds."""
+        if reason and self.told.get(node) != reason:
+            self.warn(f"{node} is drained, and {len(left)} stay for now: {reason}")
+            for entry in left:
+                self.note(entry, f"drain: it stays on {node} for now: {reason}")
+        self.told[node] = reason
 
 
 def _place(move: Move) -> tuple[str, int, str, str]:

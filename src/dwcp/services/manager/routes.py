@@ -142,7 +142,7 @@ class Desk:
 
     async def drain(self, name: str, request: Request) -> Response:
         wanted = await bodies.read(request, Drain, empty=Drain())
-        entry = await _mapped(self._coordinator.drain(name, undo=wanted.undo))
+        entry = await _mapped(self._coordinator.drain(name, undo=wanted.undo, keep=wanted.keep))
         self._wake()
         known = self._dependencies
         return json_response(node_view(entry, known.reach(name), known.watchlist.detail(name)))

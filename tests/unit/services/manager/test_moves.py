@@ -152,6 +152,18 @@ def test_what_was_placed_and_never_started_may_always_go() -> None:
     assert scene.state().move == "lima"
 
 
+def test_a_closed_node_keeps_its_work() -> None:
+    """Goal: the gentle way out of service. Method: keep; then a drain after all."""
+    scene = Yard()
+    scene.anywhere()
+    finish(scene.manager.drain("oslo", undo=False, keep=True))
+    scene.step()
+    assert (scene.state().move, scene.manager.inventory.node("oslo").node.status) == ("", NodeStatus.CLOSED)  # type: ignore[union-attr]
+    finish(scene.manager.drain("oslo", undo=False))
+    scene.step()
+    assert scene.state().move == "lima"
+
+
 def test_a_drain_waits_where_there_is_no_room_and_goes_on_later() -> None:
     """Goal: nothing is stopped without a place elsewhere. Method: the other node is full, then empties."""
     scene = Yard()
@@ -162,6 +174,10 @@ def test_a_drain_waits_where_there_is_no_room_and_goes_on_later() -> None:
 
     assert scene.state().move == ""
     assert scene.manager.next_retry_ms() is not None
+    for _ in range(3):
+        scene.log.now_ms += 4_000
+        scene.step()
+    assert scene.kinds().count("note") == 1, "told once why it stays"
     scene.give_up(OTHER, to=State.DONE)
     scene.step()
     assert scene.state().move == "lima"
