@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.acceptance.drills import Drill, drill
+from tests.acceptance.drills import Drill, drill, wait_until
 
 from dwcp.runtime import failpoints
 
@@ -77,6 +77,22 @@ def test_a_plain_job_ends_done_with_verified_receipts(world: Drill) -> None:
 def test_a_kill_on_each_arrow(world: Drill, point: str) -> None:
     """Goal: one kill on each arrow costs nothing. Method: SIGKILL there, a job that may be retried."""
     world.run_with_kill(point, retry="safe")
+
+
+def test_a_drained_node_is_left(world: Drill) -> None:
+    """Goal: a drain moves what may run again, once. Method: drain under a running job; both kinds of evidence.
+    With kills: `test_moves.py`."""
+    job = world.submit(retry="safe", site="", sleep_s=4, data=False)
+    wait_until(lambda: world.witness.starts[job.token] > 0, f"{job.id} runs: {world.view(job)}")
+    node = world.view(job)["state"]["node"]
+    assert world.running.dwcp("drain", node).returncode == 0
+    try:
+        state = world.finish(job)
+        world.check(job, state)
+    finally:
+        assert world.running.dwcp("drain", node, "--undo").returncode == 0
+    assert (state.attempt, state.moves, world.witness.starts[job.token]) == (2, 1, 2)
+    assert state.node != node
 
 
 @pytest.mark.accept

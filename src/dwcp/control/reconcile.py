@@ -76,6 +76,7 @@ class Evacuate:
 
 Decision = Place | Expire | Cancel | MissDeadline | Sweep | Relocate | EndRebalance | Evacuate
 MOVES_AT_ONCE = 4
+PLAN_MS_MAX = 3_600_000  # an agent that keeps a lease and ignores a wish must not keep a plan open for ever
 
 
 def subject(decision: Decision) -> str:
@@ -111,11 +112,11 @@ def decide(
     ready = [entry for entry in waiting if not entry.state.cancel]
     ready.sort(key=lambda entry: (-entry.spec.job.priority, entry.spec.submitted_ms, entry.id))
     slots = moves_at_once - len(moving.under_way(inventory))
-    moves = _moves(inventory, slots=slots, unreachable=unreachable)
+    moves = _moves(inventory, now_ms=now_ms, slots=slots, unreachable=unreachable)
     return [*freeing, *(Place(entry) for entry in ready), *moves]
 
 
-def _moves(inventory: Inventory, *, slots: int, unreachable: frozenset[str]) -> list[Decision]:
+def _moves(inventory: Inventory, *, now_ms: int, slots: int, unreachable: frozenset[str]) -> list[Decision]:
     """Drains before an ordered plan: they are waited for."""
     found: list[Decision] = []
     drained = [node for node in inventory.nodes() if node.node.status is NodeStatus.DRAINING]
@@ -128,7 +129,7 @@ def _moves(inventory: Inventory, *, slots: int, unreachable: frozenset[str]) -> 
             entry = inventory.workload(move.workload)
             if entry is not None:
                 found.append(Relocate(entry, move))
-        if over:
+        if over or now_ms - rebalance.asked_ms > PLAN_MS_MAX:
             found.append(EndRebalance(rebalance))
     return found
 

@@ -139,6 +139,7 @@ def test_a_report_goes_on_where_a_source_is_down(tmp_path: Path, monkeypatch: py
     """Goal: unknown is never 0, the rest is told, and what was known last. Method: the allocator answers, then
     not any more."""
     down: set[str] = set()
+    monkeypatch.setattr(calls, "require_installed", lambda _layout: None)
 
     def scrape(_env: object, _layout: object, service: str) -> scraping.Samples:
         if service in down:
@@ -163,6 +164,14 @@ def test_a_report_goes_on_where_a_source_is_down(tmp_path: Path, monkeypatch: py
         "commits": "ok",
         "wan": "ok",
     }
+
+
+def test_a_report_on_nothing_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: no installation is no damage and no success. Method: an empty state folder."""
+    desk = Desk(tmp_path, monkeypatch, fleet_only)
+
+    assert desk.run(allocation_report.resource_allocation_report) == 3
+    assert "nothing is installed" in desk.out.getvalue()
 
 
 def test_metrics_are_read_by_sample_and_junk_gets_a_sentence() -> None:

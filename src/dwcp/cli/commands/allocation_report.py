@@ -67,7 +67,9 @@ def resource_allocation_report(
     (the same as dwcp ops resource-allocation-report)
     """
     from dwcp.allocation import report
+    from dwcp.cli.calls import require_installed
 
+    require_installed(run.layout)
     sections: list[Section] = []
     found = _asked(sections, "fleet", lambda: _fleet(run), lambda fleet: _judge_fleet(fleet, late_max))
     decided = _asked(

@@ -295,6 +295,21 @@ def test_a_job_that_ends_instead_frees_the_kept_place() -> None:
     assert scene.manager.moves.view().rebalance.ended
 
 
+def test_a_plan_does_not_stay_open_for_an_agent_that_ignores_it() -> None:
+    """Goal: the next plan can be ordered. Method: the wish is ignored and the lease renewed for over an hour."""
+    scene = Yard()
+    scene.anywhere()
+    scene.order(Move(ID, 1, "oslo", "lima"))
+    scene.step()
+    scene.log.now_ms += 3_600_001
+    scene.set_state(lease_deadline_ms=scene.log.now_ms + 60_000)
+    scene.read()
+    scene.step()
+
+    view = scene.manager.moves.view()
+    assert (view.rebalance.ended, view.standings) == (True, (Standing.UNDER_WAY,))
+
+
 def test_a_lost_agents_lease_decides_and_the_kept_place_is_used() -> None:
     """Goal: a move needs no living agent. Method: asked, silence, lease over."""
     scene = Yard(lease_ms=3_000)
