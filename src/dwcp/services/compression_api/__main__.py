@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -66,6 +67,7 @@ async def main(config: CompressionConfig, process: Process, *, family: Family | 
         through = Streams(desk.decide, pool=pool, limits=limits, telemetry=telemetry)
         streams.add_routes(app, through, admission=admission, limits=limits)
         watching = asyncio.create_task(stage.watch())
+        gc.freeze()  # what was made until now stays: a full collection would stop the loop for 20 ms
         try:
             await serve_configured(
                 Front(app, desk, admission=admission),

@@ -32,7 +32,7 @@ class Desk:
         self.answered = 0
 
     def answer(self, ask: Ask) -> dict[str, Any]:
-        """One decision as JSON values."""
+        """One decision as values that JSON takes; estimates are written with the names of their fields."""
         decided, took_us = self.decide(ask)
         return {
             "decision_id": self.outcomes.note(ask, decided),
@@ -42,8 +42,8 @@ class Desk:
             "tier": decided.tier,
             "reason": decided.reason,
             "objective": ask.objective,
-            "predicted": shown(decided.chosen),
-            "ranked": [shown(row) for row in decided.rows[:_SHOWN]],
+            "predicted": decided.chosen,
+            "ranked": decided.rows[:_SHOWN],
             "bin": decided.bin,
             "calibration": self.outcomes.measured.host,
             "model": self.stage.incumbent.digest or "none",
@@ -92,7 +92,7 @@ class Desk:
             "bin": decided.bin,
             "features": dict(decided.features),
             "sample_bytes": len(ask.sample),
-            "every_codec": [shown(row) for row in decided.rows],
+            "every_codec": decided.rows,
             "slowest_stage": _slowest(decided.chosen),
             "behind_best_s": round(decided.chosen.total_s - best.total_s, 6),
             "calibration": {"host": self.outcomes.measured.host, "scales": self.outcomes.scales()},
@@ -107,7 +107,7 @@ class Desk:
         answers = []
         for rate_bps in rates:
             decided, _ = self.decide(_at(ask, rate_bps))
-            row = shown(decided.chosen)
+            row = msgspec.structs.asdict(decided.chosen)
             answers.append({"bandwidth_bps": rate_bps, "tier": decided.tier, **row})
         return {"total_size": ask.total_size, "answers": answers}
 
@@ -151,17 +151,6 @@ class Desk:
                 "outcomes_awaited": self.outcomes.waiting,
             },
         }
-
-
-def shown(row: Estimate) -> dict[str, Any]:
-    return {
-        "codec": row.codec,
-        "ratio": row.ratio,
-        "compress_s": round(row.compress_s, 6),
-        "send_s": round(row.send_s, 6),
-        "decompress_s": round(row.decompress_s, 6),
-        "total_s": round(row.total_s, 6),
-    }
 
 
 def _at(ask: Ask, rate_bps: float) -> Ask:
