@@ -107,7 +107,7 @@ def add_routes(app: FastAPI, desk: Desk, *, admission: Admission) -> None:
         return json_response({"tier": desk.stage.tier, "algorithms": desk.algorithms()})
 
     async def model() -> Response:
-        return json_response(desk.model())
+        return json_response(desk.model(refused=admission.refused))
 
     for path, asked in (
         (PREDICT_PATH, predict),
