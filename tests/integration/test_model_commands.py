@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from tests.integration.compression_service import ROOT, Installed, installation, serving
 from tests.unit.services.compression_api import scene
@@ -82,6 +84,28 @@ def test_a_harmful_model_ends_with_2_and_is_gone(installed: Installed, tmp_path:
         text = one.dwcp("model", "list").stdout
         assert text.startswith("OK compression-selector")
         assert "fail" in text
+
+
+def test_a_staging_instance_that_cannot_serve_changes_nothing(installed: Installed, tmp_path: Path) -> None:
+    """Goal: exit 2, what was staged before still is, nothing is left running. Method: the staging instance's port
+    is taken; then it is free and the same files pass, asked through a real instance."""
+    sound = _trained(tmp_path / "sound", scene.model(version="one", cautious=True))
+    line = ("deploy", "compression-selector", "staging", "--version", str(sound))
+    with serving(installed, "tests.integration.linear_service") as one:
+        before = one.model("list")["roles"]
+        host = one.plain.removeprefix("http://").partition(":")[0]
+        with socket.create_server((host, 5001)):
+            failed = one.dwcp("model", *line)
+        assert (failed.returncode, "CRIT the staging instance" in failed.stdout) == (2, True)
+        assert "see " in failed.stdout
+        assert one.model("list")["roles"] == before
+        staged = one.model(*line)
+        assert staged["checks"]["staging_answers"] >= 20
+        assert 0 < staged["checks"]["selection_s_p50"] < 0.002
+        assert one.model("list")["roles"]["staged"] == staged["digest"]
+        with pytest.raises(ConnectionRefusedError), socket.create_connection((host, 5001)):
+            pass
+        assert psutil.Process(one.pid).children() == []
 
 
 def test_the_release_and_its_own_selector(installed: Installed, tmp_path: Path) -> None:
