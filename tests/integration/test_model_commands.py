@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -106,6 +108,43 @@ def test_a_staging_instance_that_cannot_serve_changes_nothing(installed: Install
         with pytest.raises(ConnectionRefusedError), socket.create_connection((host, 5001)):
             pass
         assert psutil.Process(one.pid).children() == []
+
+
+def test_a_canary_outlives_its_command_and_its_service(installed: Installed, tmp_path: Path) -> None:
+    """Goal: kill -9 loses nothing. Method: the deployment's command dies once, its line goes again; the canary's
+    dies once after the start (the canary keeps its
+    share; its run has no end), the service dies too, the same line passes; another command dies just before it
+    would tell of a failure: the service has withdrawn the model by itself, and the same line says so with 2."""
+    config = installed.layout.root / "operations.yaml"
+    sound = _trained(tmp_path / "sound", scene.model(version="two", cautious=True))
+    harmful = _trained(tmp_path / "harmful", scene.model(version="worse", always="none"))
+    files = str(_words(tmp_path / "words"))
+    line = ("ops", "canary-deploy", "compression-api", "20%", "--replay", files, "--wait", "90")
+    try:
+        with serving(installed, "tests.integration.linear_service") as one:
+            deploy = ("deploy", "compression-selector", "staging", "--version", str(sound))
+            config.write_text("testing: true\nfailpoints: [ops.deploy.after_stage=kill]\n")
+            assert one.dwcp("model", *deploy).returncode == -signal.SIGKILL
+            digest = one.model(*deploy)["digest"]
+            config.write_text("testing: true\nfailpoints: [ops.canary.after_start=kill]\n")
+            assert one.dwcp(*line).returncode == -signal.SIGKILL
+            assert one.model("list")["roles"]["canary"] == digest
+            (run,) = json.loads(one.dwcp("ops", "runs", "--most", "1", "--json").stdout)["runs"]
+            assert (run["script"], run["exit"]) == ("canary-deploy", None)
+            os.kill(one.pid, signal.SIGKILL)
+        with serving(installed, "tests.integration.linear_service") as one:
+            assert one.model("list")["roles"]["canary"] == digest
+            resumed = one.dwcp(*line)
+            assert (resumed.returncode, resumed.stdout[:3]) == (0, "OK "), resumed.stdout + resumed.stderr
+            one.model("deploy", "compression-selector", "staging", "--version", str(harmful))
+            config.write_text("testing: true\nfailpoints: [ops.canary.before_verdict=kill]\n")
+            assert one.dwcp(*line).returncode == -signal.SIGKILL
+            assert one.model("list")["roles"]["canary"] == ""
+            told = one.dwcp(*line)
+            assert (told.returncode, told.stdout[:5]) == (2, "CRIT "), told.stdout + told.stderr
+            assert one.dwcp(*line).returncode == 4
+    finally:
+        config.unlink(missing_ok=True)
 
 
 def test_the_release_and_its_own_selector(installed: Installed, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from dwcp.cli.options import Json, State
 from dwcp.cli.output import Table
 from dwcp.operations import runs as rules
 from dwcp.operations.runs import Document, Record, Section
+from dwcp.runtime import failpoints
 from dwcp.runtime import runs as kept
 from dwcp.runtime.clock import iso
 from dwcp.runtime.config import load
@@ -248,6 +249,8 @@ def _begun(told: Script, given: dict[str, Any], options: _Options) -> Run:
         config_epoch=kept.epoch_of(layout.cluster),
     )
     folder = config.runs_dir or layout.root / "runs"
+    if config.failpoints:
+        failpoints.arm(config.failpoints, folder, testing=config.testing)
     run = Run(
         env=env,
         layout=layout,

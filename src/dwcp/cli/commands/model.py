@@ -16,6 +16,7 @@ from dwcp.cli.options import Json, State
 from dwcp.cli.scripts import DryRun, Outcome, Run, Yes, script
 from dwcp.cli.trying import Judged
 from dwcp.runtime.errors import RuntimeFault
+from dwcp.runtime.failpoints import failpoint
 
 app = typer.Typer(
     rich_markup_mode=None, no_args_is_help=True, help="Deploy, try and withdraw learned models."
@@ -99,6 +100,7 @@ def deploy_model(
             if refused.code == "staging_failed":
                 raise DeployFailed(str(refused)) from refused
             raise
+    failpoint("ops.deploy.after_stage")
     return model_text.changed(changed, after=f"./scripts/canary-deploy.sh {NAMES[name]} 10%")
 
 
@@ -121,24 +123,30 @@ def canary_deploy(
     """Let the staged model decide for a share of the streams and judge it beside the active one.
 
     Both choices are tried on samples and priced, in pairs. Exit codes: 0 pass, 2 fail: rolled back by itself,
-    3 not known yet: it stays, 4 refused, 75 interrupted: it stays. 100% needs a pass of the same model within
-    a day.
+    3 not known yet: it stays, 4 refused, 75 interrupted: it stays. The service judges by itself: a run that was
+    killed is gone on with by the same line, or its verdict told. 100% needs a pass of the same model within a day.
 
     Example: ./scripts/canary-deploy.sh compression-api 10%
     (the same as dwcp ops canary-deploy …, dwcp model canary …)
     """
     from dwcp.cli.calls import service
-    from dwcp.cli.trying import Plan, judge
+    from dwcp.cli.trying import Plan, judge, judged_meanwhile
 
     pct = _percent(name, share)
     run.agree(f"let the candidate decide for {pct} % of the streams of {name}?")
     with service(run.env, run.layout, name) as calls:
+        missed = judged_meanwhile(calls, run.broken_off)
+        if missed is not None:
+            return model_text.judged(missed)
         changed = calls.ask(Changed, api.canary(pct, dry_run=run.dry_run))
+        failpoint("ops.canary.after_start")
         if run.dry_run or pct == 100:
             return model_text.promoted(changed, after="dwcp model rollback compression-api")
         plan = Plan(wait_s, None if no_replay else replay or Path("/"))
         run.if_interrupted = "the canary keeps its share; the same command goes on with it"
-        return model_text.judged(judge(calls, changed, plan, clock=run.env.clock, remark=run.remark))
+        found = judge(calls, changed, plan, clock=run.env.clock, remark=run.remark)
+        failpoint("ops.canary.before_verdict")
+        return model_text.judged(found)
 
 
 @app.command("rollback")

@@ -295,6 +295,7 @@ class Stage:
             "log_cost_high": comparison.high if known else None,
             "faults": trial.faults,
             "selection_p99_us": round(trial.slow_p99_s * 1e6, 1),
+            "share_seen": round(trial.share_seen, 4),
         }
 
     def detail(self) -> str:
