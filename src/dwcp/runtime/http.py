@@ -44,6 +44,7 @@ HEAD_SECONDS_MAX = 10.0  # a caller that has not finished its request line and h
 HANDSHAKE_SECONDS_MAX = 10.0
 CONNECTIONS_MAX = 512
 BODY_BYTES_MAX = 2_097_152
+JOINED_BYTES_MAX = 16_384
 _TOO_LARGE = f"a request body may have {BODY_BYTES_MAX} bytes"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -382,7 +383,7 @@ def _method(scope: Scope) -> str:
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
 
 
-class _Joined:
+class Joined:
     """A transport that sends an answer's head and body by one system call. uvicorn writes them apart, and
     each write would wake the caller. Held bytes go out at `flush`, at the latest in the loop's next turn."""
 
@@ -390,19 +391,22 @@ class _Joined:
         self._transport = transport
         self._loop = loop
         self._held: list[bytes] = []
+        self._held_bytes = 0
 
     def write(self, data: bytes) -> None:
-        if len(data) > _JOINED_BYTES_MAX:
+        """Beyond a little nothing is held: the transport must see it to ask for a pause."""
+        if self._held_bytes + len(data) > JOINED_BYTES_MAX:
             self.flush()
             self._transport.write(data)
             return
         if not self._held:
             self._loop.call_soon(self.flush)
         self._held.append(data)
+        self._held_bytes += len(data)
 
     def flush(self) -> None:
         if self._held:
-            held, self._held = self._held, []
+            held, self._held, self._held_bytes = self._held, [], 0
             self._transport.write(b"".join(held))
 
     def close(self) -> None:
@@ -411,9 +415,6 @@ class _Joined:
 
     def __getattr__(self, name: str) -> Any:  # Any: whatever the transport has
         return getattr(self._transport, name)
-
-
-_JOINED_BYTES_MAX = 16_384
 
 
 class _Connection(HttpToolsProtocol):
@@ -428,7 +429,7 @@ class _Connection(HttpToolsProtocol):
             link = transport.get_extra_info("socket")  # the data path reads the kernel's account of it
             self.app_state = {**self.app_state, "peer": peer, "link": link}
         super().connection_made(transport)
-        self._joined = _Joined(transport, self.loop)
+        self._joined = Joined(transport, self.loop)
         self.transport = cast("asyncio.Transport", self._joined)  # all that uvicorn asks of one
 
     def connection_lost(self, exc: Exception | None) -> None:
