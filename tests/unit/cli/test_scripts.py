@@ -207,6 +207,19 @@ def test_configuration_and_records_elsewhere(desk: Desk, tmp_path: Path) -> None
     assert not desk.runs.folder.exists()
 
 
+@pytest.mark.parametrize("text", ["budget: 3\n", "failpoints: [ops.canary.after_start=kill]\n", "{"])
+def test_settings_that_cannot_be_used(desk: Desk, text: str) -> None:
+    """Goal: one document there too, and nothing is done. Method: an unknown key, failpoints outside tests, no YAML."""
+    (desk.state / "operations.yaml").write_text(text)
+
+    def never(_run: Run) -> Outcome:
+        raise AssertionError
+
+    assert desk.sweep(never, "--json") == 2
+    assert desk.document().verdict is Verdict.CRIT
+    assert [record.exit for record in desk.runs.all()] == [2]
+
+
 def test_work_goes_on_without_a_record(desk: Desk) -> None:
     """Goal: a disk that takes no record does not stop the operator. Method: a file stands where records go; and
     without an installation nothing is made."""
