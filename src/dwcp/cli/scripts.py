@@ -222,6 +222,8 @@ def _carried_out(told: Script, body: Callable[..., Outcome], given: dict[str, An
         try:
             if run.fault is not None:
                 raise run.fault
+            if told.changes and not run.dry_run:
+                run.remark(f"{told.name}: at most {run.budget_s:g} s")
             with _alone(told, run):
                 outcome = body(run, **given)
         except (Exception, KeyboardInterrupt) as exc:

@@ -93,7 +93,7 @@ def test_people_read_the_verdict_first(desk: Desk) -> None:
     assert lines[:2] == ["OK 3 rooms are clean", "dust 4 g"]
     assert "hall" in lines[-2]
     assert lines[-1] == "next: ./scripts/mop.sh hall"
-    assert desk.err.getvalue() == "sweeping\n"
+    assert desk.err.getvalue() == "sweep: at most 300 s\nsweeping\n"
     assert desk.sweep(well, "--quiet") == 0
     assert (desk.out.getvalue(), desk.err.getvalue()) == ("OK 3 rooms are clean\n", "")
 
