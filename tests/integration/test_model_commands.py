@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,6 +146,29 @@ def test_a_canary_outlives_its_command_and_its_service(installed: Installed, tmp
             assert one.dwcp(*line).returncode == 4
     finally:
         config.unlink(missing_ok=True)
+
+
+def test_one_canary_at_a_time_and_an_interruption(installed: Installed, tmp_path: Path) -> None:
+    """Goal: the second start names the first and ends with 4; Ctrl-C ends with 75 and leaves the canary. Method: a
+    canary without questions waits; the same line beside it; SIGINT to the first; then a rollback."""
+    sound = _trained(tmp_path / "sound", scene.model(version="three", cautious=True))
+    line = ("ops", "canary-deploy", "compression-api", "30%", "--no-replay", "--wait", "60")
+    with serving(installed, "tests.integration.linear_service") as one:
+        digest = one.model("deploy", "compression-selector", "staging", "--version", str(sound))["digest"]
+        command = [sys.executable, "-m", "dwcp.cli.main", *line]
+        with subprocess.Popen(
+            command, env=one.environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as first:
+            for _ in range(200):
+                if one.model("list")["roles"]["canary"] == digest:
+                    break
+            second = one.dwcp(*line)
+            first.send_signal(signal.SIGINT)
+            out, _ = first.communicate(timeout=30)
+        assert (second.returncode, f"pid {first.pid}" in second.stdout) == (4, True), second.stdout
+        assert (first.returncode, "the canary keeps its share" in out) == (75, True), out
+        assert one.model("list")["roles"]["canary_pct"] == 30
+        assert one.model("rollback", "compression-api", "--yes")["models"]["roles"]["canary"] == ""
 
 
 def test_the_release_and_its_own_selector(installed: Installed, tmp_path: Path) -> None:
