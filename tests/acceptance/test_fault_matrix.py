@@ -26,6 +26,7 @@ ELSEWHERE = {
     "allocator.plan.": "test_moves.py",
     "node.snapshot.": "test_lost_replicas.py",
     "ship.push.": "../integration/test_shipping.py",  # passed by who submits, not by a service
+    "ops.": "../integration/test_model_commands.py",  # passed by operations scripts
 }
 ON_THE_WAY = sorted(name for name in failpoints.POINTS if not name.startswith(tuple(ELSEWHERE)))
 # One before or after each arrow, for every push; all of them in `make accept`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import random
 import select
 import socket
@@ -102,3 +103,23 @@ def test_places_run_out_and_come_back(running: tuple[Installed, str]) -> None:
                 return
             again.wait(0.1)
     raise AssertionError("no place came back")
+
+
+@pytest.mark.parametrize(
+    "codec", [codec for codec in codecs.CODECS if codec.wire], ids=lambda codec: codec.name
+)
+def test_bombs_of_every_codec(running: tuple[Installed, str], codec: codecs.Codec) -> None:
+    """Goal: no codec can be made to fill the memory. Method: 64 MiB of zeros behind a header that says 1 MiB,
+    to the real process; the answer is an error, the process grows by less than half, and it still answers."""
+    bomb = codec.pack(bytes(64 << 20))
+    liar = dataclasses.replace(codec, pack=lambda raw: bomb)
+    writer = Writer(Header(b"s" * 16, 1 << 20))
+    stream = b"".join([writer.header.encode(), writer.block(bytes(1 << 20), liar), writer.end()])
+    process = psutil.Process(running[0].pid)
+    before = process.memory_info().rss
+    with httpx.Client(trust_env=False, headers={"Authorization": f"Bearer {running[1]}"}) as client:
+        answer = client.post(f"{running[0].plain}/api/v1/stream/decompress", content=stream)
+
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_stream")
+        assert process.memory_info().rss - before < 32 << 20
+        assert client.get(f"{running[0].plain}/ready").is_success

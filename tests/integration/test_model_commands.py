@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from tests.integration.compression_service import ROOT, Installed, installation, serving
 from tests.unit.services.compression_api import scene
@@ -82,6 +87,88 @@ def test_a_harmful_model_ends_with_2_and_is_gone(installed: Installed, tmp_path:
         text = one.dwcp("model", "list").stdout
         assert text.startswith("OK compression-selector")
         assert "fail" in text
+
+
+def test_a_staging_instance_that_cannot_serve_changes_nothing(installed: Installed, tmp_path: Path) -> None:
+    """Goal: exit 2, what was staged before still is, nothing is left running. Method: the staging instance's port
+    is taken; then it is free and the same files pass, asked through a real instance."""
+    sound = _trained(tmp_path / "sound", scene.model(version="one", cautious=True))
+    line = ("deploy", "compression-selector", "staging", "--version", str(sound))
+    with serving(installed, "tests.integration.linear_service") as one:
+        before = one.model("list")["roles"]
+        host = one.plain.removeprefix("http://").partition(":")[0]
+        with socket.create_server((host, 5001)):
+            failed = one.dwcp("model", *line)
+        assert (failed.returncode, "CRIT the staging instance" in failed.stdout) == (2, True)
+        assert "see " in failed.stdout
+        assert one.model("list")["roles"] == before
+        staged = one.model(*line)
+        assert staged["checks"]["staging_answers"] >= 20
+        assert 0 < staged["checks"]["selection_s_p50"] < 0.002
+        assert one.model("list")["roles"]["staged"] == staged["digest"]
+        with pytest.raises(ConnectionRefusedError), socket.create_connection((host, 5001)):
+            pass
+        assert psutil.Process(one.pid).children() == []
+
+
+def test_a_canary_outlives_its_command_and_its_service(installed: Installed, tmp_path: Path) -> None:
+    """Goal: kill -9 loses nothing. Method: the deployment's command dies once, its line goes again; the canary's
+    dies once after the start (the canary keeps its
+    share; its run has no end), the service dies too, the same line passes; another command dies just before it
+    would tell of a failure: the service has withdrawn the model by itself, and the same line says so with 2."""
+    config = installed.layout.root / "operations.yaml"
+    sound = _trained(tmp_path / "sound", scene.model(version="two", cautious=True))
+    harmful = _trained(tmp_path / "harmful", scene.model(version="worse", always="none"))
+    files = str(_words(tmp_path / "words"))
+    line = ("ops", "canary-deploy", "compression-api", "20%", "--replay", files, "--wait", "90")
+    try:
+        with serving(installed, "tests.integration.linear_service") as one:
+            deploy = ("deploy", "compression-selector", "staging", "--version", str(sound))
+            config.write_text("testing: true\nfailpoints: [ops.deploy.after_stage=kill]\n")
+            assert one.dwcp("model", *deploy).returncode == -signal.SIGKILL
+            digest = one.model(*deploy)["digest"]
+            config.write_text("testing: true\nfailpoints: [ops.canary.after_start=kill]\n")
+            assert one.dwcp(*line).returncode == -signal.SIGKILL
+            assert one.model("list")["roles"]["canary"] == digest
+            (run,) = json.loads(one.dwcp("ops", "runs", "--most", "1", "--json").stdout)["runs"]
+            assert (run["script"], run["exit"]) == ("canary-deploy", None)
+            os.kill(one.pid, signal.SIGKILL)
+        with serving(installed, "tests.integration.linear_service") as one:
+            assert one.model("list")["roles"]["canary"] == digest
+            resumed = one.dwcp(*line)
+            assert (resumed.returncode, resumed.stdout[:3]) == (0, "OK "), resumed.stdout + resumed.stderr
+            one.model("deploy", "compression-selector", "staging", "--version", str(harmful))
+            config.write_text("testing: true\nfailpoints: [ops.canary.before_verdict=kill]\n")
+            assert one.dwcp(*line).returncode == -signal.SIGKILL
+            assert one.model("list")["roles"]["canary"] == ""
+            told = one.dwcp(*line)
+            assert (told.returncode, told.stdout[:5]) == (2, "CRIT "), told.stdout + told.stderr
+            assert one.dwcp(*line).returncode == 4
+    finally:
+        config.unlink(missing_ok=True)
+
+
+def test_one_canary_at_a_time_and_an_interruption(installed: Installed, tmp_path: Path) -> None:
+    """Goal: the second start names the first and ends with 4; Ctrl-C ends with 75 and leaves the canary. Method: a
+    canary without questions waits; the same line beside it; SIGINT to the first; then a rollback."""
+    sound = _trained(tmp_path / "sound", scene.model(version="three", cautious=True))
+    line = ("ops", "canary-deploy", "compression-api", "30%", "--no-replay", "--wait", "60")
+    with serving(installed, "tests.integration.linear_service") as one:
+        digest = one.model("deploy", "compression-selector", "staging", "--version", str(sound))["digest"]
+        command = [sys.executable, "-m", "dwcp.cli.main", *line]
+        with subprocess.Popen(
+            command, env=one.environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as first:
+            for _ in range(200):
+                if one.model("list")["roles"]["canary"] == digest:
+                    break
+            second = one.dwcp(*line)
+            first.send_signal(signal.SIGINT)
+            out, _ = first.communicate(timeout=30)
+        assert (second.returncode, f"pid {first.pid}" in second.stdout) == (4, True), second.stdout
+        assert (first.returncode, "the canary keeps its share" in out) == (75, True), out
+        assert one.model("list")["roles"]["canary_pct"] == 30
+        assert one.model("rollback", "compression-api", "--yes")["models"]["roles"]["canary"] == ""
 
 
 def test_the_release_and_its_own_selector(installed: Installed, tmp_path: Path) -> None:

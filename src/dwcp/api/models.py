@@ -25,7 +25,8 @@ class Roles(Shape, frozen=True):
 
 
 class Evaluation(Shape, frozen=True):
-    """A trial under way. Costs are natural logs of subject over reference; None before two samples."""
+    """A trial under way. Costs are natural logs of subject over reference; None before two samples. `share_seen`:
+    of the questions with a sample, how many the subject has decided."""
 
     subject: str
     reference: str
@@ -37,6 +38,7 @@ class Evaluation(Shape, frozen=True):
     log_cost_high: float | None
     faults: int
     selection_p99_us: float
+    share_seen: float = 0.0
 
 
 class Model(Shape, frozen=True):

@@ -35,6 +35,7 @@ from dwcp.cli.options import Json, State
 from dwcp.cli.output import Table
 from dwcp.operations import runs as rules
 from dwcp.operations.runs import Document, Record, Section
+from dwcp.runtime import failpoints
 from dwcp.runtime import runs as kept
 from dwcp.runtime.clock import iso
 from dwcp.runtime.config import load
@@ -99,6 +100,7 @@ class Run:
     budget_s: float
     runs: Runs | None = None
     broken_off: Record | None = None
+    fault: RuntimeFault | None = None  # why it cannot even begin
     if_interrupted: str = "nothing is left half done; the same command may be given again"
     unrecorded: str = field(default="", init=False)
 
@@ -218,6 +220,10 @@ def _carried_out(told: Script, body: Callable[..., Outcome], given: dict[str, An
     run = _begun(told, given, options)
     with using(run.env), _stoppable(run):
         try:
+            if run.fault is not None:
+                raise run.fault
+            if told.changes and not run.dry_run:
+                run.remark(f"{told.name}: at most {run.budget_s:g} s")
             with _alone(told, run):
                 outcome = body(run, **given)
         except (Exception, KeyboardInterrupt) as exc:
@@ -234,7 +240,7 @@ def _begun(told: Script, given: dict[str, Any], options: _Options) -> Run:
     env = current()
     if options.no_color:
         env = replace(env, variables=msgspec.structs.replace(env.variables, no_color=True))
-    layout, config = _configured(options, env)
+    layout, config, fault = _configured(options, env)
     record = Record(
         id="",
         script=told.name,
@@ -248,6 +254,8 @@ def _begun(told: Script, given: dict[str, Any], options: _Options) -> Run:
         config_epoch=kept.epoch_of(layout.cluster),
     )
     folder = config.runs_dir or layout.root / "runs"
+    if config.failpoints:
+        failpoints.arm(config.failpoints, folder, testing=config.testing)
     run = Run(
         env=env,
         layout=layout,
@@ -257,20 +265,25 @@ def _begun(told: Script, given: dict[str, Any], options: _Options) -> Run:
         silent=options.quiet or options.as_json,
         budget_s=config.budget_s or told.budget_s,
         runs=Runs(folder) if config.runs_dir or layout.root.is_dir() else None,
+        fault=fault,
     )
     run.keep(lambda runs: runs.forget(before_ms=record.started_ms - int(config.runs_days * 86_400_000)))
     run.keep(lambda runs: setattr(run, "record", runs.begin(record)))
     return run
 
 
-def _configured(options: _Options, env: Environment) -> tuple[Layout, OperationsConfig]:
-    """Raises `ConfigInvalid` for a file that is named and cannot be read."""
-    if options.config is not None:
-        config = load(options.config.expanduser().absolute(), OperationsConfig)
-        return find(options.state or config.state, env.variables), config
+def _configured(options: _Options, env: Environment) -> tuple[Layout, OperationsConfig, RuntimeFault | None]:
+    """The installation, the settings, and why they cannot be used: then the defaults stand in for the record."""
     layout = find(options.state, env.variables)
-    path = layout.root / CONFIG_FILE
-    return layout, load(path, OperationsConfig) if path.is_file() else OperationsConfig()
+    path = options.config.expanduser().absolute() if options.config else layout.root / CONFIG_FILE
+    if options.config is None and not path.is_file():
+        return layout, OperationsConfig(), None
+    try:
+        config = load(path, OperationsConfig)
+        failpoints.parse(config.failpoints, testing=config.testing)
+    except RuntimeFault as fault:
+        return layout, OperationsConfig(), fault
+    return find(options.state or config.state, env.variables), config, None
 
 
 @contextmanager

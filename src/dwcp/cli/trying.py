@@ -14,6 +14,7 @@ import msgspec
 from dwcp.api import models as api
 from dwcp.api.models import Changed, Evaluation, Models
 from dwcp.api.requests import Request
+from dwcp.operations.runs import Record
 from dwcp.runtime.clock import Clock
 
 if TYPE_CHECKING:
@@ -63,11 +64,23 @@ def judge(
             return Judged(begun.digest, begun.did, "inconclusive", samples, replayed, evaluation, found)
         if evaluation and now_ms - said_ms >= _LOOK_S * 1000:
             said_ms = now_ms
-            remark(f"{evaluation.samples} of {evaluation.samples_needed} pairs")
+            share = f"{100 * evaluation.share_seen:.1f} % of the questions seen"
+            remark(f"{evaluation.samples} of {evaluation.samples_needed} pairs, {share}")
         for question in islice(questions, _ROUND):
             replayed += _asked(calls, question)
         time.sleep(_PAUSE_S)
         found = calls.ask(Models, api.models())
+
+
+def judged_meanwhile(calls: ControlPlane, killed: Record | None) -> Judged | None:
+    """The failure that the run before did not live to tell: the service has rolled back by itself."""
+    if killed is None:
+        return None
+    found = calls.ask(Models, api.models())
+    for model in found.models:
+        if model.verdict == "fail" and model.judged_at_ms >= killed.started_ms and not found.roles.canary:
+            return Judged(model.digest, "judged meanwhile", "fail", model.samples, 0, None, found)
+    return None
 
 
 def _asked(calls: ControlPlane, question: Request) -> bool:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import msgspec
+
 from dwcp.compression.calibration import BLOCK_OVERHEAD_S, Calibration, Speed
 from dwcp.compression.codecs import CODECS, Codec
 
@@ -25,9 +27,8 @@ RATES_BPS = tuple(10 ** (6 + step / 2) for step in range(9))  # 1 Mbit/s to 10 G
 SIZES_BYTES = tuple(1 << (14 + 2 * step) for step in range(9))  # 16 KiB to 1 GiB
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What one codec would cost, seconds for the whole payload."""
+class Estimate(msgspec.Struct, frozen=True, gc=False):
+    """What one codec would cost, seconds for the whole payload. A struct: ten are made for each decision."""
 
     codec: str
     ratio: float

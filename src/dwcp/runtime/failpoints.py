@@ -1,8 +1,8 @@
 """Named points at which a test can kill, pause or fail a process. Nothing happens unless armed.
 
-Armed only by `--failpoint NAME=ACTION` and only where the configuration says
-`testing: true`. Actions: `kill` (SIGKILL to this process, once per data folder, so that
-a restarted process passes), `pause:MS`, `error` (raises `FailpointError`).
+Armed only by `--failpoint NAME=ACTION`, for operations scripts by `failpoints` of their configuration, and
+only where the configuration says `testing: true`. Actions: `kill` (SIGKILL to this process, once per data
+folder, so that a restarted process passes), `pause:MS`, `error` (raises `FailpointError`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from dwcp.runtime.errors import ConfigInvalid
 from dwcp.runtime.layout import ensure
 
 POINTS: Mapping[str, str] = {
+    "ops.deploy.after_stage": "the model is staged, nobody was told",
+    "ops.canary.after_start": "the canary has its share, nobody watches it",
+    "ops.canary.before_verdict": "the service has a verdict, nobody was told",
     "manager.submit.before_commit": "the job is valid, nothing is in the log yet",
     "manager.submit.after_commit": "the job is pending in the log, the caller has no answer yet",
     "manager.propose.before": "the allocator has not been asked",

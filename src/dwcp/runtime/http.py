@@ -12,7 +12,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import msgspec
@@ -44,6 +44,7 @@ HEAD_SECONDS_MAX = 10.0  # a caller that has not finished its request line and h
 HANDSHAKE_SECONDS_MAX = 10.0
 CONNECTIONS_MAX = 512
 BODY_BYTES_MAX = 2_097_152
+JOINED_BYTES_MAX = 16_384
 _TOO_LARGE = f"a request body may have {BODY_BYTES_MAX} bytes"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -320,18 +321,21 @@ class Gate:
         if caller is None:
             return self._rejected("bad_token", 401, "this token is unknown or revoked: see `dwcp token list`")
         safe = scope["method"] in _SAFE_METHODS or (scope["method"] == "POST" and scope["path"] in self._pure)
-        granted = any(grant.covers(caller, scope["path"]) for grant in self._grants)
-        if not safe and not granted and not caller.may(Role.OPERATOR):
+        if not safe and not self._granted(caller, scope["path"]) and not caller.may(Role.OPERATOR):
             if caller.kind == "anonymous":
                 detail = "a change of state needs `Authorization: Bearer TOKEN` of an operator"
                 return self._rejected("no_token", 401, detail)
             return self._rejected(
                 "forbidden", 403, f"this needs the role operator, {caller.name} has {caller.role}"
             )
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not self._is_stream(scope) and length.isdigit() and int(length) > BODY_BYTES_MAX:
-            return self._too_large()
+        if not self._is_stream(scope):
+            length = dict(scope["headers"]).get(b"content-length", b"0")
+            if length.isdigit() and int(length) > BODY_BYTES_MAX:
+                return self._too_large()
         return None
+
+    def _granted(self, caller: Principal, path: str) -> bool:
+        return any(grant.covers(caller, path) for grant in self._grants)
 
     def _rejected(self, code: str, status: int, detail: str) -> Response:
         self._telemetry.count("dwcp_http_rejected_total", reason=code)
@@ -379,6 +383,40 @@ def _method(scope: Scope) -> str:
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
 
 
+class Joined:
+    """A transport that sends an answer's head and body by one system call. uvicorn writes them apart, and
+    each write would wake the caller. Held bytes go out at `flush`, at the latest in the loop's next turn."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+
+    def write(self, data: bytes) -> None:
+        """Beyond a little nothing is held: the transport must see it to ask for a pause."""
+        if self._held_bytes + len(data) > JOINED_BYTES_MAX:
+            self.flush()
+            self._transport.write(data)
+            return
+        if not self._held:
+            self._loop.call_soon(self.flush)
+        self._held.append(data)
+        self._held_bytes += len(data)
+
+    def flush(self) -> None:
+        if self._held:
+            held, self._held, self._held_bytes = self._held, [], 0
+            self._transport.write(b"".join(held))
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:  # Any: whatever the transport has
+        return getattr(self._transport, name)
+
+
 class _Connection(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 connection with a bounded head; notes the name in the peer's certificate."""
 
@@ -391,6 +429,8 @@ class _Connection(HttpToolsProtocol):
             link = transport.get_extra_info("socket")  # the data path reads the kernel's account of it
             self.app_state = {**self.app_state, "peer": peer, "link": link}
         super().connection_made(transport)
+        self._joined = Joined(transport, self.loop)
+        self.transport = cast("asyncio.Transport", self._joined)  # all that uvicorn asks of one
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_timer.cancel()
@@ -414,6 +454,10 @@ class _Connection(HttpToolsProtocol):
         self._in_head = False
         self._head_timer.cancel()
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        self._joined.flush()
+        super().on_response_complete()
 
     def _head_late(self) -> None:
         if self._in_head and not self.transport.is_closing():

@@ -54,6 +54,10 @@ class OperationsConfig(Settings, frozen=True):
     budget_s: Annotated[
         float, Meta(ge=0, description="seconds that a script may take; 0: each one's own number")
     ] = 0
+    testing: Annotated[bool, Meta(description="accept `failpoints`; never in production")] = False
+    failpoints: Annotated[
+        tuple[str, ...], Meta(description="NAME=ACTION, armed for the scripts' own processes")
+    ] = ()
 
 
 @dataclass(frozen=True, slots=True)

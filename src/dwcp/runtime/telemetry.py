@@ -194,6 +194,13 @@ METRICS: tuple[Metric, ...] = (
         "dwcp_cluster_can_lose", Kind.GAUGE, "Replicas that may still fail before writes stop.", ("cluster",)
     ),
     Metric("dwcp_cluster_lag", Kind.GAUGE, "Entries that the slowest replica is behind.", ("cluster",)),
+    Metric(
+        "dwcp_ops_last_run_timestamp_seconds",
+        Kind.GAUGE,
+        "Unix time at which the script's latest run ended.",
+        ("script",),
+    ),
+    Metric("dwcp_ops_last_run_exit_code", Kind.GAUGE, "How the script's latest run ended.", ("script",)),
     Metric("dwcp_probe_seconds", Kind.HISTOGRAM, "Time of one health probe.", ("component",)),
 )
 

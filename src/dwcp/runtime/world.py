@@ -273,7 +273,7 @@ def _monitoring(world: World, layout: Layout) -> ServicePlan:
     watched = [_node(world, layout, position) for position in range(len(world.replicas))]
     watched += [_manager(world, layout), _allocator(world, layout), _compression(world, layout)]
     watched += [_agent(world, layout, position) for position in range(len(world.agents))]
-    return _with(plan, targets=[_target(service) for service in watched])
+    return _with(plan, targets=[_target(service) for service in watched], runs=str(layout.root / "runs"))
 
 
 def _target(service: ServicePlan) -> dict[str, str]:

@@ -93,7 +93,7 @@ def test_people_read_the_verdict_first(desk: Desk) -> None:
     assert lines[:2] == ["OK 3 rooms are clean", "dust 4 g"]
     assert "hall" in lines[-2]
     assert lines[-1] == "next: ./scripts/mop.sh hall"
-    assert desk.err.getvalue() == "sweeping\n"
+    assert desk.err.getvalue() == "sweep: at most 300 s\nsweeping\n"
     assert desk.sweep(well, "--quiet") == 0
     assert (desk.out.getvalue(), desk.err.getvalue()) == ("OK 3 rooms are clean\n", "")
 
@@ -205,6 +205,19 @@ def test_configuration_and_records_elsewhere(desk: Desk, tmp_path: Path) -> None
 
     assert [record.exit for record in Runs(tmp_path / "elsewhere").all()] == [0]
     assert not desk.runs.folder.exists()
+
+
+@pytest.mark.parametrize("text", ["budget: 3\n", "failpoints: [ops.canary.after_start=kill]\n", "{"])
+def test_settings_that_cannot_be_used(desk: Desk, text: str) -> None:
+    """Goal: one document there too, and nothing is done. Method: an unknown key, failpoints outside tests, no YAML."""
+    (desk.state / "operations.yaml").write_text(text)
+
+    def never(_run: Run) -> Outcome:
+        raise AssertionError
+
+    assert desk.sweep(never, "--json") == 2
+    assert desk.document().verdict is Verdict.CRIT
+    assert [record.exit for record in desk.runs.all()] == [2]
 
 
 def test_work_goes_on_without_a_record(desk: Desk) -> None:

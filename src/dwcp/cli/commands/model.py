@@ -15,10 +15,17 @@ from dwcp.cli.environment import current
 from dwcp.cli.options import Json, State
 from dwcp.cli.scripts import DryRun, Outcome, Run, Yes, script
 from dwcp.cli.trying import Judged
+from dwcp.runtime.errors import RuntimeFault
+from dwcp.runtime.failpoints import failpoint
 
 app = typer.Typer(
     rich_markup_mode=None, no_args_is_help=True, help="Deploy, try and withdraw learned models."
 )
+
+
+class DeployFailed(RuntimeFault):
+    """The staging instance could not serve by the model: its log is named. What was staged before still is."""
+
 
 NAMES = {"compression-selector": "compression-api"}  # a model: the service that it serves in
 Service = Annotated[str, typer.Argument(help="the service: compression-api")]
@@ -72,20 +79,28 @@ def deploy_model(
 ) -> Outcome:
     """Check a trained model and make it the next candidate. It decides nothing before a canary.
 
-    Exit codes: 0 staged, 2 its files cannot be read, 3 the service does not answer, 4 a gate is closed,
-    75 interrupted.
+    An instance of the service that runs by it is started and asked: every form of question, the same answer twice, a
+    decision within 2 ms, a stream there and back. Exit codes: 0 staged, 2 its files cannot be read or that
+    instance fails, 3 the service does not answer, 4 a gate is closed, 75 interrupted.
 
     Example: ./scripts/deploy-model.sh compression-selector staging
     (the same as dwcp ops deploy-model …, dwcp model deploy …)
     """
-    from dwcp.cli.calls import service
+    from dwcp.cli.calls import ServiceRefused, service
     from dwcp.cli.trained import files_of
 
     if name not in NAMES or stage != "staging":
         raise typer.BadParameter(f"{name} {stage}: what can be deployed is `{next(iter(NAMES))} staging`")
     made = files_of(run.layout, name, version)
+    run.remark("a staging instance serves by it and is asked before anything is staged")
     with service(run.env, run.layout, NAMES[name]) as calls:
-        changed = calls.ask(Changed, api.deploy(api.Upload(made.manifest, made.weights, run.dry_run)))
+        try:
+            changed = calls.ask(Changed, api.deploy(api.Upload(made.manifest, made.weights, run.dry_run)))
+        except ServiceRefused as refused:
+            if refused.code == "staging_failed":
+                raise DeployFailed(str(refused)) from refused
+            raise
+    failpoint("ops.deploy.after_stage")
     return model_text.changed(changed, after=f"./scripts/canary-deploy.sh {NAMES[name]} 10%")
 
 
@@ -108,24 +123,30 @@ def canary_deploy(
     """Let the staged model decide for a share of the streams and judge it beside the active one.
 
     Both choices are tried on samples and priced, in pairs. Exit codes: 0 pass, 2 fail: rolled back by itself,
-    3 not known yet: it stays, 4 refused, 75 interrupted: it stays. 100% needs a pass of the same model within
-    a day.
+    3 not known yet: it stays, 4 refused, 75 interrupted: it stays. The service judges by itself: a run that was
+    killed is gone on with by the same line, or its verdict told. 100% needs a pass of the same model within a day.
 
     Example: ./scripts/canary-deploy.sh compression-api 10%
     (the same as dwcp ops canary-deploy …, dwcp model canary …)
     """
     from dwcp.cli.calls import service
-    from dwcp.cli.trying import Plan, judge
+    from dwcp.cli.trying import Plan, judge, judged_meanwhile
 
     pct = _percent(name, share)
     run.agree(f"let the candidate decide for {pct} % of the streams of {name}?")
     with service(run.env, run.layout, name) as calls:
+        missed = judged_meanwhile(calls, run.broken_off)
+        if missed is not None:
+            return model_text.judged(missed)
         changed = calls.ask(Changed, api.canary(pct, dry_run=run.dry_run))
+        failpoint("ops.canary.after_start")
         if run.dry_run or pct == 100:
             return model_text.promoted(changed, after="dwcp model rollback compression-api")
         plan = Plan(wait_s, None if no_replay else replay or Path("/"))
         run.if_interrupted = "the canary keeps its share; the same command goes on with it"
-        return model_text.judged(judge(calls, changed, plan, clock=run.env.clock, remark=run.remark))
+        found = judge(calls, changed, plan, clock=run.env.clock, remark=run.remark)
+        failpoint("ops.canary.before_verdict")
+        return model_text.judged(found)
 
 
 @app.command("rollback")

@@ -91,5 +91,6 @@ def _evaluation(told: Evaluation) -> str:
     low, high = 100 * told.log_cost_low, 100 * told.log_cost_high
     return (
         f"{told.samples} of {told.samples_needed} pairs, time {100 * told.log_cost_mean:+.2f} % "
-        f"({low:+.2f} to {high:+.2f}), p99 of selecting {told.selection_p99_us:.0f} µs"
+        f"({low:+.2f} to {high:+.2f}), p99 of selecting {told.selection_p99_us:.0f} µs, "
+        f"{100 * told.share_seen:.1f} % of the questions seen"
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -30,6 +32,7 @@ from dwcp.services.compression_api.routes import (
     add_routes,
 )
 from dwcp.services.compression_api.stage import Stage
+from dwcp.services.compression_api.staging import Staging, own_module
 from dwcp.services.compression_api.streams import Limits, Streams
 
 
@@ -54,7 +57,11 @@ async def main(config: CompressionConfig, process: Process, *, family: Family | 
     _add_checks(process.health, stage)
     app = application(process.health, telemetry)
     add_routes(app, desk, admission=admission)
-    add_model_routes(app, Models(stage, key, process.clock))
+    module = None if config.staging else own_module()
+    staging = Staging(config, module, family.kind) if module else None
+    add_model_routes(app, Models(stage, key, process.clock, staging))
+    if config.staging:
+        asyncio.get_running_loop().add_reader(sys.stdin.fileno(), process.stop.set)
     kept = Dictionaries(
         config.data_dir / "dictionaries",
         limits=dictionaries.Limits(int(config.dictionary_days * 86_400_000), config.dictionaries_max),
@@ -66,6 +73,7 @@ async def main(config: CompressionConfig, process: Process, *, family: Family | 
         through = Streams(desk.decide, pool=pool, limits=limits, telemetry=telemetry)
         streams.add_routes(app, through, admission=admission, limits=limits)
         watching = asyncio.create_task(stage.watch())
+        gc.freeze()  # what was made until now stays: a full collection would stop the loop for 20 ms
         try:
             await serve_configured(
                 Front(app, desk, admission=admission),

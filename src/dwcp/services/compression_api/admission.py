@@ -45,11 +45,13 @@ class Admission:
         self._streams_max = streams_max
         self._streams = 0
         self._telemetry = telemetry
+        self.refused = 0  # decisions that were asked for above the rate
 
     def decisions(self, count: int = 1) -> None:
         """Raises `Refusal` 429 with `Retry-After` where the rated load is exceeded."""
         wait_s = self._bucket.take(count, now_s=self._clock())
         if wait_s:
+            self.refused += count
             self._refuse("rate", "more questions than this service is rated for", wait_s)
 
     def __enter__(self) -> None:

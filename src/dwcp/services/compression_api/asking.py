@@ -6,7 +6,7 @@ import base64
 import binascii
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -17,6 +17,8 @@ from dwcp.compression import codecs
 from dwcp.compression.errors import UnknownCodec
 from dwcp.runtime.http import Refusal
 from dwcp.services.compression_api.deciding import Ask, Objective
+
+B = TypeVar("B", bytes, bytearray)
 
 SAMPLE_BYTES_MAX = 64 << 10
 BODY_BYTES_MAX = 160 << 10  # a sample in base64 and the rest
@@ -84,10 +86,14 @@ _QUESTION = msgspec.json.Decoder(Question)
 
 async def question(request: Request) -> Ask:
     """A sample with headers, or one of the JSON forms, by the content type. Raises `Refusal`."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    body = await bounded(request, BODY_BYTES_MAX)
+    return asked(request.headers, await bounded(request, BODY_BYTES_MAX))
+
+
+def asked(headers: Mapping[str, str], body: bytes) -> Ask:
+    """The same from its parts; names of headers in small letters. Raises `Refusal`."""
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/octet-stream":
-        return _of_sample(request.headers, body)
+        return _of_sample(headers, body)
     if kind in {"application/json", ""}:
         return of_json(body)
     raise Refusal(415, "content_type", f"{kind[:60]!r}: send application/octet-stream or application/json")
@@ -140,14 +146,20 @@ async def bounded(request: Request, most: int) -> bytes:
     data = bytearray()
     async for piece in request.stream():
         data += piece
-        if len(data) > most:
-            raise Refusal(413, "too_large", f"this request may have {most} bytes")
+        fitting(data, most)
     return bytes(data)
+
+
+def fitting(body: B, most: int) -> B:
+    """`body`; raises `Refusal` 413 where it exceeds `most` bytes."""
+    if len(body) > most:
+        raise Refusal(413, "too_large", f"this request may have {most} bytes")
+    return body
 
 
 def header(headers: Mapping[str, str], name: str, *, default: float, most: float) -> float:
     """A header between 0 and `most`; raises `Refusal` 422."""
-    text = headers.get(name, "")
+    text = headers.get(name.lower(), "")
     try:
         value = float(text) if text else default
     except ValueError as exc:
@@ -168,7 +180,7 @@ def rate(headers: Mapping[str, str]) -> float:
 def _of_sample(headers: Mapping[str, str], sample: bytes) -> Ask:
     _require_sample(len(sample))
     size = header(headers, "X-Total-Size", default=len(sample), most=SIZE_BYTES_MAX)
-    stream_id = headers.get("X-Stream-Id", "")[:200]
+    stream_id = headers.get("x-stream-id", "")[:200]
     return Ask(int(size), rate(headers), sample=sample, stream_id=stream_id)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from dwcp.runtime.config import ServiceConfig
+from dwcp.runtime.config import Port, ServiceConfig
 
 
 class CompressionConfig(ServiceConfig, frozen=True, kw_only=True):
@@ -24,3 +24,9 @@ class CompressionConfig(ServiceConfig, frozen=True, kw_only=True):
         float, Meta(gt=0, le=3650, description="how long a dictionary lives after its training, days")
     ] = 30.0
     dictionaries_max: Annotated[int, Meta(ge=1, description="dictionaries of one tenant")] = 64
+    staging_port: Annotated[
+        Port, Meta(description="where a staging instance answers while a model is deployed")
+    ] = 5001
+    staging: Annotated[
+        bool, Meta(description="this is a staging instance: it ends when its standard input does")
+    ] = False

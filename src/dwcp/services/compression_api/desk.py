@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from dwcp.services.compression_api.outcomes import Outcome, Outcomes
 from dwcp.services.compression_api.stage import Stage
 
 _SHOWN = 5  # of the ranking
+_TIMINGS = 1000
 _AGAINST = ("none", "zstd-3")
 
 
@@ -30,9 +32,11 @@ class Desk:
         self.outcomes = outcomes
         self._telemetry = telemetry
         self.answered = 0
+        self._chosen: Counter[tuple[str, str]] = Counter()
+        self._took_us: deque[float] = deque(maxlen=_TIMINGS)
 
     def answer(self, ask: Ask) -> dict[str, Any]:
-        """One decision as JSON values."""
+        """One decision as values that JSON takes; estimates are written with the names of their fields."""
         decided, took_us = self.decide(ask)
         return {
             "decision_id": self.outcomes.note(ask, decided),
@@ -42,8 +46,8 @@ class Desk:
             "tier": decided.tier,
             "reason": decided.reason,
             "objective": ask.objective,
-            "predicted": shown(decided.chosen),
-            "ranked": [shown(row) for row in decided.rows[:_SHOWN]],
+            "predicted": decided.chosen,
+            "ranked": decided.rows[:_SHOWN],
             "bin": decided.bin,
             "calibration": self.outcomes.measured.host,
             "model": self.stage.incumbent.digest or "none",
@@ -57,6 +61,8 @@ class Desk:
         decided = self.stage.decide(ask)
         took_s = (time.perf_counter_ns() - started_ns) / 1e9
         self.answered += 1
+        self._chosen[decided.codec.name, decided.tier] += 1
+        self._took_us.append(took_s * 1e6)
         count = self._telemetry.count
         count(
             "dwcp_compression_predictions_total",
@@ -92,7 +98,7 @@ class Desk:
             "bin": decided.bin,
             "features": dict(decided.features),
             "sample_bytes": len(ask.sample),
-            "every_codec": [shown(row) for row in decided.rows],
+            "every_codec": decided.rows,
             "slowest_stage": _slowest(decided.chosen),
             "behind_best_s": round(decided.chosen.total_s - best.total_s, 6),
             "calibration": {"host": self.outcomes.measured.host, "scales": self.outcomes.scales()},
@@ -107,7 +113,7 @@ class Desk:
         answers = []
         for rate_bps in rates:
             decided, _ = self.decide(_at(ask, rate_bps))
-            row = shown(decided.chosen)
+            row = msgspec.structs.asdict(decided.chosen)
             answers.append({"bandwidth_bps": rate_bps, "tier": decided.tier, **row})
         return {"total_size": ask.total_size, "answers": answers}
 
@@ -132,8 +138,9 @@ class Desk:
             for codec in codecs.CODECS
         ]
 
-    def model(self) -> dict[str, Any]:
-        """What answers rest on: from the artefact, the calibration and the counters of this process."""
+    def model(self, *, refused: int) -> dict[str, Any]:
+        """What answers rest on: from the artefact, the calibration and the counters of this process. `refused`:
+        decisions for which there was no capacity."""
         calibration = self.outcomes.measured
         return {
             **self.stage.describe(),
@@ -147,21 +154,21 @@ class Desk:
             "ratios": "aggregates of a reference corpus of 160 MB; speeds measured on this host",
             "live": {
                 "decisions": self.answered,
+                "refused": refused,
+                "by_codec_and_tier": {" ".join(key): count for key, count in sorted(self._chosen.items())},
+                **self._selection(),
                 "outcomes_reported": self.outcomes.reported,
                 "outcomes_awaited": self.outcomes.waiting,
             },
         }
 
-
-def shown(row: Estimate) -> dict[str, Any]:
-    return {
-        "codec": row.codec,
-        "ratio": row.ratio,
-        "compress_s": round(row.compress_s, 6),
-        "send_s": round(row.send_s, 6),
-        "decompress_s": round(row.decompress_s, 6),
-        "total_s": round(row.total_s, 6),
-    }
+    def _selection(self) -> dict[str, float]:
+        """Of the latest decisions, microseconds of the wall; 0 before the first."""
+        taken = sorted(self._took_us)
+        shares = {"selection_us_p50": 0.5, "selection_us_p99": 0.99}
+        return {
+            name: round(taken[int(share * len(taken))], 1) if taken else 0.0 for name, share in shares.items()
+        }
 
 
 def _at(ask: Ask, rate_bps: float) -> Ask:

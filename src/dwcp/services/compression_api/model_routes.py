@@ -27,21 +27,22 @@ from dwcp.services.compression_api import asking
 from dwcp.services.compression_api.deciding import Ask
 from dwcp.services.compression_api.learned import NAME, Family
 from dwcp.services.compression_api.stage import Stage
+from dwcp.services.compression_api.staging import RATES_BPS, SELECTION_S_MAX, Staging, StagingFailed
 
 MODELS_PATH = "/" + "/".join(api.PREFIX)
 DEPLOY_PATH = MODELS_PATH + "/deploy"
 WORSE_MAX = 0.005  # half a point of regret: as near as a second measurement comes
-SELECTION_S_MAX = 0.002  # median of one decision
-_RATES_BPS = (1e6, 1e7, 1e8, 1e9, 1e10)
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The models of a stage, changed by operators. `signer` vouches for what is admitted."""
+    """The models of a stage, changed by operators. `signer` vouches for what is admitted. `staging` None: the
+    model is tried in this process."""
 
     stage: Stage
     signer: Signer
     clock: Clock
+    staging: Staging | None = None
 
     def view(self) -> api.Models:
         """Blocking: reads manifests."""
@@ -59,11 +60,16 @@ class Models:
         )
 
     async def deploy(self, upload: api.Upload) -> api.Changed:
-        """To staging. Raises `ModelRefused`, `GateClosed`; nothing has changed then."""
+        """To staging. Raises `ModelRefused`, `GateClosed`, `StagingFailed`; nothing has changed then. A dry run
+        starts no instance."""
         family, registry = self._plugged()
         made = family.package(upload.manifest, upload.weights)
         checked, checks = await asyncio.to_thread(self._gates, made, family)
-        checks["selection_s_p50"] = tried(family, checked, self.stage.calibration)  # models share no threads
+        self.stage.change(lambda state: state.stage(checked.digest), dry_run=True)  # or it is refused now
+        if self.staging is None:
+            checks["selection_s_p50"] = tried(family, checked, self.stage.calibration)
+        elif not upload.dry_run:
+            checks |= await self.staging.check(made, checked.digest)
         if not upload.dry_run:
             await asyncio.to_thread(registry.admit, made, signer=self.signer)
         await self.stage.apply(lambda state: state.stage(checked.digest), dry_run=upload.dry_run)
@@ -151,7 +157,7 @@ def tried(family: Family, model: Artefact, calibration: Calibration) -> float:
     try:
         decider = family.build(model, calibration)
         for raw in reference_blocks() * 3:
-            for rate_bps in _RATES_BPS:
+            for rate_bps in RATES_BPS:
                 begun = time.thread_time()
                 decider.decide(Ask(1 << 20, rate_bps, sample=raw))
                 taken.append(time.thread_time() - begun)
@@ -208,6 +214,8 @@ def _guarded(route: Callable[[Request], Awaitable[Response]]) -> Callable[[Reque
             raise Refusal(409, "gate_closed", str(exc)) from exc
         except ModelRefused as exc:
             raise Refusal(422, "model_refused", str(exc)) from exc
+        except StagingFailed as exc:
+            raise Refusal(424, "staging_failed", str(exc)) from exc
         except NoSuchModel as exc:
             raise Refusal(404, "no_such_model", str(exc)) from exc
 

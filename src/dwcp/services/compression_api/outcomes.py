@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import secrets
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
@@ -42,9 +41,9 @@ class Outcome(Shape, frozen=True):
     send_s: Seconds | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Noted:
-    """What was predicted: seconds for `size` bytes, the rate in bit/s."""
+class Noted(msgspec.Struct, frozen=True, gc=False):
+    """What was predicted: seconds for `size` bytes, the rate in bit/s. Thousands are kept: the collector of
+    garbage need not look at them."""
 
     codec: str
     size: int

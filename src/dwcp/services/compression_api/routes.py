@@ -5,6 +5,7 @@ Every route is the app's, so that its description lists it; the hot one is answe
 
 from __future__ import annotations
 
+import msgspec
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -25,6 +26,7 @@ SIMULATE_PATH = COMPRESSION_PREFIX + "simulate"
 ALGORITHMS_PATH = COMPRESSION_PREFIX + "algorithms"
 FEEDBACK_PATH = "/api/v1/feedback"
 MODEL_PATH = "/api/v1/model/info"
+_JSON = ((b"content-type", b"application/json"),)
 PURE_PATHS = (PREDICT_PATH, BATCH_PATH, EXPLAIN_PATH, SIMULATE_PATH)  # a POST only computes an answer
 
 
@@ -42,19 +44,35 @@ class Front:
             await self._app(scope, receive, send)
             return
         try:
-            answer = await self._predict(Request(scope, receive))
+            answer = await self._predict(scope, receive)
         except Refusal as refusal:
-            answer = refused(refusal)
+            await refused(refusal)(scope, receive, send)
         except ClientDisconnect:
             return
-        await answer(scope, receive, send)
+        else:
+            headers = [*_JSON, (b"content-length", b"%d" % len(answer))]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": answer})
 
-    async def _predict(self, request: Request) -> Response:
+    async def _predict(self, scope: Scope, receive: Receive) -> bytes:
         self._admission.decisions()
         failpoint("compression.predict.before")
-        found = self._desk.answer(await asking.question(request))
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        found = self._desk.answer(asking.asked(headers, await _whole(receive)))
         failpoint("compression.predict.after")
-        return json_response(found)
+        return msgspec.json.encode(found)
+
+
+async def _whole(receive: Receive) -> bytes:
+    """The body. Raises `Refusal` 413 as soon as it is too long, `ClientDisconnect`."""
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    while message.get("more_body", False) and len(body) <= asking.BODY_BYTES_MAX:
+        message = await receive()
+        body += message.get("body", b"")
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    return asking.fitting(body, asking.BODY_BYTES_MAX)
 
 
 def add_routes(app: FastAPI, desk: Desk, *, admission: Admission) -> None:
@@ -89,7 +107,7 @@ def add_routes(app: FastAPI, desk: Desk, *, admission: Admission) -> None:
         return json_response({"tier": desk.stage.tier, "algorithms": desk.algorithms()})
 
     async def model() -> Response:
-        return json_response(desk.model())
+        return json_response(desk.model(refused=admission.refused))
 
     for path, asked in (
         (PREDICT_PATH, predict),

@@ -86,7 +86,7 @@ class Stage:
 
     def _safely(self, decider: Decider, ask: Ask) -> tuple[Decided, bool]:
         """The decision, and whether it is the decider's own."""
-        started = time.perf_counter()
+        started = time.thread_time()  # CPU: a busy host makes no model slow
         try:
             decided = decider.decide(ask)
         except Exception:  # noqa: BLE001  # whatever a model does, questions are answered
@@ -96,7 +96,7 @@ class Stage:
                 self._judge(self.trial)
             return self._table.decide(ask), False
         if self.trial is not None and decider is self.trial.subject:
-            self.trial.timed(time.perf_counter() - started)
+            self.trial.timed(time.thread_time() - started)
         return decided, True
 
     def _watched(self, decided: Decided) -> Decided:
@@ -295,6 +295,7 @@ class Stage:
             "log_cost_high": comparison.high if known else None,
             "faults": trial.faults,
             "selection_p99_us": round(trial.slow_p99_s * 1e6, 1),
+            "share_seen": round(trial.share_seen, 4),
         }
 
     def detail(self) -> str:

@@ -276,10 +276,10 @@ def _sample(raw: bytes) -> bytes:
 
 async def _blocks(body: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
     """The same bytes in blocks of `size`, the last one shorter; each byte is copied once."""
-    pieces: list[bytes] = []
+    pieces: list[memoryview] = []
     held = 0
     async for piece in body:
-        rest = piece
+        rest = memoryview(piece)
         while held + len(rest) >= size:
             cut = size - held
             yield b"".join([*pieces, rest[:cut]])

@@ -44,12 +44,15 @@ class Trial:
         self.reference = reference
         self.comparison = Comparison()
         self.faults = 0
+        self._asked = self._decided = 0
         self._timings: deque[float] = deque(maxlen=_TIMINGS)
         self._waiting: asyncio.Queue[Sampled] = asyncio.Queue(QUEUE_MAX)
         self._telemetry = telemetry
 
     def offer(self, sampled: Sampled) -> None:
         """Never waits."""
+        self._asked += 1
+        self._decided += sampled.by_subject
         try:
             self._waiting.put_nowait(sampled)
         except asyncio.QueueFull:
@@ -60,6 +63,11 @@ class Trial:
 
     def fault(self) -> None:
         self.faults += 1
+
+    @property
+    def share_seen(self) -> float:
+        """Of the questions that were offered, how many the subject has decided."""
+        return self._decided / max(1, self._asked)
 
     @property
     def slow_p99_s(self) -> float:

@@ -7,8 +7,11 @@ import asyncio
 import httpx
 
 from dwcp.operations.clusters import CONTROL, judge, overall
+from dwcp.operations.runs import Record
 from dwcp.runtime import http
 from dwcp.runtime.process import Process, run
+from dwcp.runtime.runs import Runs
+from dwcp.runtime.telemetry import Telemetry
 from dwcp.services.monitoring.config import MonitoringConfig
 from dwcp.services.monitoring.prober import Prober
 from dwcp.services.monitoring.routes import add_routes
@@ -43,6 +46,8 @@ async def _probe(
     while True:
         await prober.ask_all(client)
         before = _publish(prober, config, process, before)
+        if config.runs is not None:
+            publish_runs(await asyncio.to_thread(Runs(config.runs).last), process.telemetry)
         rounds += 1
         hurried = rounds < _FIRST_ROUNDS and before != "ok"
         await asyncio.sleep(1 if hurried else config.probe_ms / 1000)
@@ -60,6 +65,15 @@ def _publish(prober: Prober, config: MonitoringConfig, process: Process, before:
         details = {cluster.name: cluster.detail for cluster in clusters}
         process.log.info("clusters.verdict", verdict=verdict, before=before or None, **details)
     return verdict
+
+
+def publish_runs(records: list[Record], telemetry: Telemetry) -> None:
+    """When each operations script ended last, and how: what an alert about a run that is missing looks at."""
+    for record in records:
+        if record.ended_ms is not None and record.exit is not None:
+            ended_s = record.ended_ms / 1000
+            telemetry.gauge("dwcp_ops_last_run_timestamp_seconds", ended_s, script=record.script)
+            telemetry.gauge("dwcp_ops_last_run_exit_code", record.exit, script=record.script)
 
 
 def _asked(prober: Prober) -> http.Check:

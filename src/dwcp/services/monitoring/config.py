@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -25,6 +26,9 @@ class MonitoringConfig(ServiceConfig, frozen=True):
 
     targets: Annotated[tuple[Target, ...], Meta(description="the processes to ask")] = ()
     probe_ms: Annotated[int, Meta(ge=1000, description="how often each process is asked, ms")] = 10_000
+    runs: Annotated[
+        Path | None, Meta(description="folder of the operations scripts' run records; none when absent")
+    ] = None
     timeout_ms: Annotated[int, Meta(ge=10, description="how long one answer may take, ms")] = 3_000
     lag_warn: Annotated[int, Meta(ge=1, description="entries behind at which a replica earns a warning")] = (
         256
