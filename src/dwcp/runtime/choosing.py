@@ -91,6 +91,11 @@ def _timed(raw: bytes, codec: Codec, stream_id: bytes, index: int) -> tuple[byte
     return pack_block(raw, codec, stream_id=stream_id, index=index), time.thread_time() - begun
 
 
+def _share() -> float:
+    """Of a core that one more thread may hope for, by the load of the last minute."""
+    return min(1.0, (os.cpu_count() or 1) / (os.getloadavg()[0] + 1))
+
+
 HostChooser = LearnedChooser | TableChooser
 
 
@@ -114,7 +119,7 @@ def of_this_host(
         return TableChooser(Table(found), trouble=str(exc), told=told)
     block = calibrations.reference_blocks()[0]
     selector.selection_s = selection_seconds(selector, block, cpu=time.thread_time)
-    return LearnedChooser(selector, overhead_s=found.block_overhead_s, told=told, races=races)
+    return LearnedChooser(selector, overhead_s=found.block_overhead_s, told=told, races=races, share=_share())
 
 
 def calibrated(data_dir: Path) -> Calibration:

@@ -29,6 +29,7 @@ _SHARES = (1.0, 0.7, 0.5, 0.35, 0.25)  # few, because the selector's table has a
 _SHARE_SLACK = 1.15
 _SHARE_WEIGHT = 0.2  # of one pack
 _TELLING_S = 0.002  # packing that took less says nothing about the share of a core
+_ROOM_SHARE = 0.7  # of what the wire still has to do may be spent on trials
 _RATE_MAX = 10e9
 _PEERS_MAX = 256
 _FORGOTTEN_S = 30.0  # what a peer was sent so long ago says nothing about what comes
@@ -95,6 +96,7 @@ class LearnedChooser:
     """The learned selector of this process on this host: what it learns of the processor, all transfers share.
 
     A peer's next request within half a minute goes on where its last one stopped: a pull is many of them.
+    `share` of a core that a packing thread will get, until packing has shown it.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class LearnedChooser:
         told: Told | None = None,
         races: bool = True,
         clock: Callable[[], float] = time.monotonic,
+        share: float = 1.0,
     ) -> None:
         self.selector = selector
         self.overhead_s = overhead_s
@@ -112,7 +115,7 @@ class LearnedChooser:
         self.trouble = ""  # as of a chooser that had to be taken in its place
         self.clock = clock
         self._races = races
-        self._share = 1.0
+        self._share = share
         self._peers: dict[tuple[str, frozenset[str]], LearnedChoice] = {}
 
     @property
@@ -236,7 +239,7 @@ class LearnedChoice:
         """Trials as long as the wire has enough to do; packed bytes and CPU seconds by place."""
         trials: dict[int, tuple[bytes, float]] = {}
         race = step.race
-        until_s = self._chooser.clock() + room_s
+        until_s = self._chooser.clock() + _ROOM_SHARE * room_s
         while race is not None and self._chooser.may_race:
             place = race.next()
             if place is None or self._chooser.clock() + race.prospect.parts.compress[place] > until_s:
