@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import pytest
 from tests.unit.services.compression_api.scene import service
 
+from dwcp.compression import codecs
+from dwcp.compression.calibration import Calibration, Speed
+from dwcp.compression.table import Table
+from dwcp.runtime.choosing import TableChooser
 from dwcp.runtime.choosing_learned import Chosen
+from dwcp.runtime.clock import ManualClock
+from dwcp.runtime.http import Health, Verdict
 from dwcp.runtime.telemetry import Telemetry
+from dwcp.services.agent.__main__ import _say_who_chooses
 from dwcp.services.agent.outcomes import FEEDBACK_PATH, PREDICT_PATH, Outcomes
 
 TEXT = b"words and numbers %d\n" * 20_000
@@ -130,3 +138,33 @@ def test_packs_are_told_of_one_after_another() -> None:
     asyncio.run(main())
     assert 'dwcp_agent_choices_compared_total{result="failed"} 1.0' in _metrics(telemetry)
     assert 'dwcp_agent_choices_compared_total{result="agrees"} 1.0' in _metrics(telemetry)
+
+
+@dataclass
+class Said:
+    """A process as far as the choice needs one: telemetry, health, and what was logged."""
+
+    telemetry: Telemetry = field(default_factory=lambda: Telemetry("a", version="0"))
+    health: Health = field(default_factory=lambda: Health("a", version="0", clock=ManualClock()))
+    logged: list[str] = field(default_factory=list)
+
+    @property
+    def log(self) -> Said:
+        return self
+
+    def warning(self, event: str, *, error: str) -> None:
+        self.logged.append(f"{event} {error}")
+
+
+@pytest.mark.parametrize("trouble", ["", "the weights are damaged: install it again"])
+def test_who_chooses_is_said(trouble: str) -> None:
+    """Goal: log, metrics and health tell where the table has to do. Method: an agent's start with and without."""
+    speeds = {codec.name: Speed(1e8, 1e8) for codec in codecs.CODECS}
+    said = Said()
+    _say_who_chooses(said, TableChooser(Table(Calibration("x", 0.0, speeds)), trouble=trouble))  # type: ignore[arg-type]
+
+    found = said.health.report()["checks"]["codecs"]
+    assert found["verdict"] is (Verdict.WARN if trouble else Verdict.OK)
+    assert trouble in found["basis"]
+    assert f"dwcp_ship_selector_learned {0.0 if trouble else 1.0}" in _metrics(said.telemetry)
+    assert said.logged == ([f"selector.not_loaded {trouble}"] if trouble else [])
