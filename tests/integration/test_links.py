@@ -94,9 +94,9 @@ def test_the_codec_follows_a_link_that_changes_tenfold(tmp_path: Path, before: f
     """
     payload = tmp_path / "payload"
     payload.mkdir()
-    (payload / "text").write_bytes(b"".join(_lines(500_000)))
+    (payload / "text").write_bytes(b"".join(_lines(430_000)))
     tls = _certificates(tmp_path)
-    sent_bytes = {40: 10 << 20, 4: 3 << 20}[int(before)]
+    sent_bytes = {40: 5 << 20, 4: 2 << 20}[int(before)]
     with links.Link(before) as link:
         agent = _party(
             link, link.far, role="source", folder=str(tmp_path / "store"), tls=tls["source"], host=links.FAR,
@@ -120,7 +120,7 @@ def test_the_codec_follows_a_link_that_changes_tenfold(tmp_path: Path, before: f
         last = [fact for fact in map(json.loads, sender.stdout) if "codec" in fact]
         assert sender.wait(60) == 0
 
-    early, late = first[2:], last[len(last) // 2 :]  # the first packs leave before anything is known
+    early, late = first[2:], last[2 * len(last) // 3 :]  # the first packs leave before anything is known
     assert _gmean(fact["rate_bps"] for fact in early) == pytest.approx(before * 1e6, rel=0.6)
     assert _gmean(fact["rate_bps"] for fact in late) == pytest.approx(after * 1e6, rel=0.6)
     slow, fast = (late, early) if after < before else (early, late)

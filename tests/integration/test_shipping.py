@@ -229,7 +229,7 @@ def test_a_send_goes_on_when_it_is_repeated_whoever_was_killed(site: Site) -> No
     total = sum(path.stat().st_size for path in payload.iterdir())
     agent = site.start("source", "store", 1)
     plan = {"identity": "operator", "sources": {"to": _url(1)}, "rate_bps": 200e6}
-    slow = ["ship.push.after_pack=pause:150"]
+    slow = ["ship.push.after_pack=pause:60"]
     sender = site.start("pusher", "payload", 9, failpoints=slow, **plan)
     _until_held(site, 4 << 20)
     sender.kill()

@@ -12,15 +12,18 @@ import pytest
 
 from dwcp.compression import codecs
 from dwcp.compression.calibration import Calibration, Speed
+from dwcp.compression.chunking import address
 from dwcp.compression.container import BLOCK_HEADER_BYTES, Header, PackedBlock, Reader, Writer
 from dwcp.compression.errors import ModelInvalid
+from dwcp.compression.manifest import Chunk
 from dwcp.compression.model import Model
 from dwcp.compression.model_shipped import shipped
 from dwcp.compression.selector import Selector
 from dwcp.compression.table import Table
 from dwcp.runtime.choosing import TableChooser, calibrated, of_this_host
 from dwcp.runtime.choosing_learned import Chosen, LearnedChooser
-from dwcp.runtime.packflow import Choice, Chooser, FixedChooser
+from dwcp.runtime.chunkstore import ChunkStore
+from dwcp.runtime.packflow import Choice, Chooser, FixedChooser, Inflow, Outflow, Pacer, stream
 
 MIB = 1 << 20
 STREAM = bytes(16)
@@ -149,6 +152,29 @@ def test_nothing_is_tried_while_the_wire_is_empty(selector: Selector) -> None:
         choice.pack_now(TEXT, stream_id=STREAM, index=index, left_bytes=9 * MIB, rate_bps=2e6)
 
     assert "race" not in {chosen.tier for chosen in told}
+
+
+def test_a_pull_in_several_requests(selector: Selector, tmp_path: Path) -> None:
+    """Goal: plans of one peer, packed by one choice, arrive whole in its store. Method: two plans."""
+    held = {address(each): each for at in range(8) if (each := TEXT[at * 30_000 : (at + 1) * 30_000])}
+    plan = [Chunk(name, len(data)) for name, data in held.items()]
+    store = ChunkStore.open(tmp_path)
+    chooser = _learned(selector)
+
+    async def take(part: list[Chunk]) -> None:
+        choice = chooser.begin(peer="rome", allowed=frozenset({"lz4", "zstd-3", "brotli-5"}))
+        outflow = Outflow(lambda chunk: held[chunk.address], choice, Pacer(), 5e6)
+        inflow = Inflow(part, store)
+        async for piece in stream(part, outflow):
+            await inflow.feed(piece)
+        inflow.finish()
+
+    async def main() -> None:
+        await take(plan[:5])
+        await take(plan[5:])
+
+    asyncio.run(main())
+    assert all(store.get(name) == data for name, data in held.items())
 
 
 def test_a_peer_goes_on_where_it_stopped(selector: Selector) -> None:
