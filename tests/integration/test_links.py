@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +121,8 @@ def test_the_codec_follows_a_link_that_changes_tenfold(tmp_path: Path, before: f
         assert sender.wait(60) == 0
 
     early, late = first[2:], last[2 * len(last) // 3 :]  # the first packs leave before anything is known
-    assert _gmean(fact["rate_bps"] for fact in early) == pytest.approx(before * 1e6, rel=0.6)
-    assert _gmean(fact["rate_bps"] for fact in late) == pytest.approx(after * 1e6, rel=0.6)
     slow, fast = (late, early) if after < before else (early, late)
+    assert _rate(fast) > 2.5 * _rate(slow), (early, late)
     assert _saving(slow) > _saving(fast), (early, late)
 
 
@@ -139,8 +138,9 @@ def _lines(count: int) -> Iterator[bytes]:
         )
 
 
-def _gmean(values: Iterable[float]) -> float:
-    return statistics.geometric_mean(values)
+def _rate(facts: list[dict[str, Any]]) -> float:
+    """The rate that was believed, bit/s."""
+    return statistics.median(fact["rate_bps"] for fact in facts)
 
 
 def _saving(facts: list[dict[str, Any]]) -> float:
