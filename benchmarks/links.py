@@ -39,6 +39,7 @@ class Link:
         self.near = f"dwcp-{os.getpid()}-near"
         self.far = f"dwcp-{os.getpid()}-far"
         self._rate_mbps = rate_mbps
+        self._burst_bytes = 16_384
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Link:
@@ -77,9 +78,12 @@ class Link:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
     def set_rate(self, rate_mbps: float) -> None:
-        """Both directions, at once, whatever is under way."""
+        """Both directions, at once, whatever is under way.
+
+        The burst never shrinks: a large segment that waits already would never fit a smaller one, and block the link.
+        """
         bytes_per_s = rate_mbps * 1e6 / 8
-        burst = max(16_384, int(bytes_per_s * _BURST_S))
+        burst = self._burst_bytes = max(self._burst_bytes, int(bytes_per_s * _BURST_S))
         limit = max(131_072, int(bytes_per_s * _QUEUE_S))
         for name, device in ((self.near, "near0"), (self.far, "far0")):
             rate = f"{int(rate_mbps * 1000)}kbit"

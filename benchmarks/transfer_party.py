@@ -69,15 +69,14 @@ def send(plan: dict[str, Any]) -> None:
 
 
 async def _send(plan: dict[str, Any]) -> None:
-    from dwcp.compression.table import Table
-    from dwcp.runtime.choosing import TableChooser, calibrated
+    from dwcp.runtime import choosing
     from dwcp.runtime.http import client
     from dwcp.runtime.packflow import FixedChooser
     from dwcp.runtime.payloads import upload
     from dwcp.runtime.trees import read_tree
 
     name = plan.get("codec", "auto")
-    chooser = FixedChooser(name) if name != "auto" else TableChooser(Table(calibrated(Path(plan["cache"]))))
+    chooser = FixedChooser(name) if name != "auto" else choosing.of_this_host(Path(plan["cache"]))
     say(ready=True)
     async with client(_tls(plan), timeout_s=120) as http:
         while line := await asyncio.to_thread(sys.stdin.readline):

@@ -15,11 +15,12 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from dwcp.runtime import failpoints
+from dwcp.runtime import choosing, failpoints
+from dwcp.runtime.choosing_learned import Chosen
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.config import TlsFiles
 from dwcp.runtime.http import Health, application, client, serve
-from dwcp.runtime.packflow import FixedChooser, Pacer
+from dwcp.runtime.packflow import Chooser, FixedChooser, Pacer
 from dwcp.runtime.payload_routes import SHARING_PATHS, STREAM_PATHS, routes
 from dwcp.runtime.payloads import Handed, upload
 from dwcp.runtime.principals import AGENTS, Grant
@@ -41,6 +42,7 @@ class Plan(msgspec.Struct, forbid_unknown_fields=True):
     rate_bps: float | None = None
     quota_bytes: int = 1 << 40
     failpoints: list[str] = []
+    codec: str = "zstd-3"  # of a pusher; "auto": chosen for each pack, and said
 
 
 def say(**facts: object) -> None:
@@ -94,8 +96,20 @@ async def pusher(plan: Plan, tls: TlsFiles) -> None:
     (url,) = plan.sources.values()
     async with client(tls, timeout_s=60) as http:
         tree = read_tree(plan.folder)
-        answer = await upload(http, url, tree, name="data", pacer=Pacer(plan.rate_bps), tell=_tell(plan))
+        chooser = await asyncio.to_thread(_chooser, plan)
+        pacer = Pacer(plan.rate_bps)
+        answer = await upload(http, url, tree, name="data", pacer=pacer, tell=_tell(plan), chooser=chooser)
     say(root=answer.root, received_bytes=answer.received_bytes)
+
+
+def _chooser(plan: Plan) -> Chooser:
+    if plan.codec != "auto":
+        return FixedChooser(plan.codec)
+
+    def told(chosen: Chosen) -> None:
+        say(codec=chosen.codec, tier=chosen.tier, rate_bps=chosen.rate_bps)
+
+    return choosing.of_this_host(plan.folder.parent, told=told)
 
 
 def _tell(plan: Plan) -> Callable[[Handed], None]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import random
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from benchmarks import links
 
+from dwcp.compression.codecs import by_name
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.clock import SystemClock
 from dwcp.runtime.keys import create_authority, issue
@@ -78,3 +83,66 @@ def test_a_link_that_changes_tenfold_in_mid_stream(tmp_path: Path, before: float
     assert store.complete(bytes.fromhex(lines[-1]["root"]))
     assert lines[-1]["received_bytes"] == len(text)
     assert seconds < 60
+
+
+@pytest.mark.parametrize(("before", "after"), [(40, 4), (4, 40)], ids=["slower", "faster"])
+def test_the_codec_follows_a_link_that_changes_tenfold(tmp_path: Path, before: float, after: float) -> None:
+    """Goal: tighter packing on the slow stretch, quicker packing on the fast one, within one push.
+
+    Method: change the rate when some packs are there; the rate that is believed, and the codecs by what they
+    usually save, of the packs before the change and of the last ones.
+    """
+    payload = tmp_path / "payload"
+    payload.mkdir()
+    (payload / "text").write_bytes(b"".join(_lines(430_000)))
+    tls = _certificates(tmp_path)
+    sent_bytes = {40: 5 << 20, 4: 2 << 20}[int(before)]
+    with links.Link(before) as link:
+        agent = _party(
+            link, link.far, role="source", folder=str(tmp_path / "store"), tls=tls["source"], host=links.FAR,
+            port=7070,
+        )  # fmt: skip
+        assert agent.stdout is not None
+        assert json.loads(agent.stdout.readline()) == {"ready": True}
+        sender = _party(
+            link, link.near, role="pusher", folder=str(payload), tls=tls["operator"], host=links.NEAR, port=0,
+            sources={"to": f"https://{links.FAR}:7070"}, rate_bps=1e9, codec="auto",
+        )  # fmt: skip
+        assert sender.stdout is not None
+        first, last = [], []
+        for line in sender.stdout:
+            fact = json.loads(line)
+            if "codec" in fact:
+                first.append(fact)
+            if fact.get("sent", 0) > sent_bytes:
+                break
+        link.set_rate(after)
+        last = [fact for fact in map(json.loads, sender.stdout) if "codec" in fact]
+        assert sender.wait(60) == 0
+
+    early, late = first[2:], last[2 * len(last) // 3 :]  # the first packs leave before anything is known
+    slow, fast = (late, early) if after < before else (early, late)
+    assert _rate(fast) > 2.5 * _rate(slow), (early, late)
+    assert _saving(slow) > _saving(fast), (early, late)
+
+
+def _lines(count: int) -> Iterator[bytes]:
+    """Log lines with hashes in them, packed to about a third."""
+    source = random.Random(7)
+    for n in range(count):
+        yield b"%d node%d GET /v1/%s %d ms\n" % (
+            n,
+            source.randrange(40),
+            source.randbytes(8).hex().encode(),
+            n % 97,
+        )
+
+
+def _rate(facts: list[dict[str, Any]]) -> float:
+    """The rate that was believed, bit/s."""
+    return statistics.median(fact["rate_bps"] for fact in facts)
+
+
+def _saving(facts: list[dict[str, Any]]) -> float:
+    """What the codecs save on the reference corpus, in the mean."""
+    return statistics.fmean(by_name(fact["codec"]).ratio for fact in facts)

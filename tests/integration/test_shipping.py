@@ -222,6 +222,45 @@ def test_an_agent_killed_under_a_push_has_it_after_its_restart(site: Site, point
         assert (site.folder / "out" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_a_send_goes_on_when_it_is_repeated_whoever_was_killed(site: Site) -> None:
+    """Goal: what has arrived never travels again. Method: SIGKILL of the sender at a pack's boundary, then of
+    the receiver while it was idle, then again of a receiver under the second send, which goes on by itself."""
+    payload = _payload(site.folder / "payload", 12 << 20)
+    total = sum(path.stat().st_size for path in payload.iterdir())
+    agent = site.start("source", "store", 1)
+    plan = {"identity": "operator", "sources": {"to": _url(1)}, "rate_bps": 200e6}
+    slow = ["ship.push.after_pack=pause:60"]
+    sender = site.start("pusher", "payload", 9, failpoints=slow, **plan)
+    _until_held(site, 4 << 20)
+    sender.kill()
+    sender.wait()
+    agent.kill()
+    agent.wait()
+
+    held = ChunkStore.open(site.folder / "store").bytes_held
+    assert 4 << 20 <= held < total
+    agent = site.start("source", "store", 1)
+    sender = site.start("pusher", "payload", 9, failpoints=slow, **plan)
+    _until_held(site, held + (3 << 20))
+    agent.kill()
+    agent.wait()
+    site.start("source", "store", 1)
+
+    answer = _result(sender)
+    assert answer["received_bytes"] <= total - held - (3 << 20) + (2 << 20), "packs in the receiver's hands"
+    store = ChunkStore.open(site.folder / "store")
+    assert store.complete(bytes.fromhex(answer["root"]))
+
+
+def _until_held(site: Site, size: int) -> None:
+    """Waits until chunks of so many bytes are on the receiver's disk."""
+    chunks = site.folder / "store" / "default" / "chunks"
+    until = time.monotonic() + 60
+    while sum(path.stat().st_size for path in chunks.glob("*/*")) < size:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
 def test_a_stopped_source_is_left_for_another(site: Site) -> None:
     """SIGSTOP in the middle of a stream: after the stall the other source delivers the rest."""
     root = _held(site, "source")

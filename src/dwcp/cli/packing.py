@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import secrets
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -16,21 +15,16 @@ from typing import BinaryIO, cast
 from dwcp.cli.environment import current
 from dwcp.compression import codecs
 from dwcp.compression.archive import FLAG_TREE
-from dwcp.compression.codecs import Codec
 from dwcp.compression.container import STREAM_ID_SIZE, Header, Writer
 from dwcp.compression.errors import ContainerInvalid, PayloadRefused
 from dwcp.compression.pacing import MBIT, Goodput
-from dwcp.compression.table import Table
-from dwcp.runtime import archives, blockstreams, choosing
+from dwcp.runtime import archives, blockstreams
 from dwcp.runtime.archives import FileTarget, Target, TreeTarget, part_of, require_absent
-from dwcp.runtime.blockstreams import BLOCK_BYTES, RAW_BYTES_MAX, Passed, Pick, Tell
+from dwcp.runtime.blockstreams import BLOCK_BYTES, RAW_BYTES_MAX, Packer, Passed, Tell
 from dwcp.runtime.chunkstore import disk_error
-from dwcp.runtime.packflow import Chooser
 from dwcp.runtime.trees import read_tree
 
 STREAM = Path("-")
-_SEGMENT_BLOCKS = 8  # a codec is chosen again after so many blocks
-_SAMPLE_BYTES = 64 << 10
 _MEDIUM_BPS = 100 * MBIT  # what a file is packed for where no link is named
 _TOTAL_BYTES = 1 << 30  # a pipe's length, as far as a choice is concerned
 
@@ -76,7 +70,7 @@ def to_stream(packing: Packing, out: BinaryIO, *, tell: Tell | None = None) -> P
     with _reading(packing.source) as (raws, flags):
         writer = Writer(_header(flags))
         send(writer.header.encode())
-        return blockstreams.pack(raws, send, writer, pick=_picker(packing, link), tell=tell)
+        return blockstreams.pack(raws, send, writer, packer=_packer(packing, link), tell=tell)
 
 
 def to_file(packing: Packing, *, tell: Tell | None = None) -> Passed:
@@ -93,8 +87,8 @@ def to_file(packing: Packing, *, tell: Tell | None = None) -> Passed:
                 resumed = Writer(_header(flags)), blockstreams.BEGUN
                 file.write(resumed[0].header.encode())
             writer, passed = resumed
-            pick = _picker(packing, None)
-            passed = blockstreams.pack(raws, file.write, writer, pick=pick, tell=tell, passed=passed)
+            packer = _packer(packing, None)
+            passed = blockstreams.pack(raws, file.write, writer, packer=packer, tell=tell, passed=passed)
             file.flush()
             os.fsync(file.fileno())
         part.replace(packing.target)
@@ -181,39 +175,26 @@ def _header(flags: int) -> Header:
     return Header(secrets.token_bytes(STREAM_ID_SIZE), BLOCK_BYTES, flags=flags)
 
 
-def _picker(packing: Packing, link: Goodput | None) -> Pick:
-    """One codec for all, or a choice for each segment at the link's rate of that moment."""
+def _packer(packing: Packing, link: Goodput | None) -> Packer:
+    """One codec for all, or a choice for each block at the link's rate of that moment.
+
+    Only a pipe that is waited for leaves a processor idle, so only there is anything tried besides.
+    """
     if packing.codec != "auto":
-        fixed = codecs.by_name(packing.codec)
-        return lambda _raw: fixed
-    folder = current().layout().root
-    chooser = choosing.TableChooser(Table(choosing.calibrated(folder)))
-    rate = packing.link_mbps * MBIT if packing.link_mbps else None
-    return _SegmentPick(chooser, lambda: rate or (link.rate_bps if link else _MEDIUM_BPS))
+        return blockstreams.fixed(codecs.by_name(packing.codec))
+    from dwcp.runtime import choosing
 
+    choice = choosing.of_this_host(current().layout().root, races=link is not None).begin()
+    named = packing.link_mbps * MBIT if packing.link_mbps else None
+    total = packing.source.stat().st_size if packing.source.is_file() else None
 
-class _SegmentPick:
-    """Asks again after each segment; what looks incompressible is stored without asking."""
+    def pack(raw: bytes, stream_id: bytes, index: int) -> bytes:
+        return choice.pack_now(
+            raw,
+            stream_id=stream_id,
+            index=index,
+            left_bytes=_TOTAL_BYTES if total is None else max(len(raw), total - index * BLOCK_BYTES),
+            rate_bps=named or (link.rate_bps if link else _MEDIUM_BPS),
+        )
 
-    def __init__(self, chooser: Chooser, rate_bps: Callable[[], float]) -> None:
-        self._chooser = chooser
-        self._rate_bps = rate_bps
-        self._codec = codecs.NONE
-        self._blocks = 0
-
-    def __call__(self, raw: bytes) -> Codec:
-        if self._blocks % _SEGMENT_BLOCKS == 0:
-            middle = max(0, (len(raw) - _SAMPLE_BYTES) // 2)
-            asked = self._chooser.choose(
-                raw[middle : middle + _SAMPLE_BYTES],
-                total_bytes=_TOTAL_BYTES,
-                rate_bps=self._rate_bps(),
-                allowed=frozenset(),
-            )
-            self._codec = codecs.by_name(asyncio.run(_awaited(asked)))
-        self._blocks += 1
-        return codecs.NONE if codecs.looks_incompressible(raw) else self._codec
-
-
-async def _awaited(asked: Awaitable[str]) -> str:
-    return await asked
+    return pack

@@ -62,13 +62,12 @@ class Link:
 
     def chooser(self) -> Chooser:
         """Blocking: the first use on a host measures its speeds (under 2 s)."""
-        from dwcp.compression.table import Table
         from dwcp.runtime import choosing
         from dwcp.runtime.packflow import FixedChooser
 
         if self.codec != "auto":
             return FixedChooser(by_name(self.codec).name)
-        return choosing.TableChooser(Table(choosing.calibrated(self.layout.root)))
+        return choosing.of_this_host(self.layout.root)
 
     def url(self, place: Place) -> str:
         """The agent's, from the manager's list of nodes unless an address was given."""

@@ -136,7 +136,8 @@ def _line(prospect: Prospect, best: int, send_s: float) -> list[int]:
 def _promises(prospect: Prospect, best: int) -> Array:
     """[C] E[max(0, ln T_best − ln T_j)] of a normal difference: what a trial of j is expected to save."""
     doubt = costs_predicted.doubts(prospect.parts, prospect.covariance, reference=best)
-    gains = np.log(prospect.scored[best] / prospect.scored).tolist()
+    with np.errstate(divide="ignore"):  # of codecs that may not be used
+        gains = np.log(prospect.scored[best] / prospect.scored).tolist()
     promise = [_expected(gain, sd) for gain, sd in zip(gains, doubt.tolist(), strict=True)]
     return np.array(promise)
 

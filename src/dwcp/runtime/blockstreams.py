@@ -32,7 +32,7 @@ _THREADS = 2
 _AHEAD = 2 * _THREADS  # blocks in flight
 _READ_BYTES = 256 << 10
 
-Pick = Callable[[bytes], Codec]  # called with each block before it is packed, in order
+Packer = Callable[[bytes, bytes, int], bytes]  # (raw, stream id, index) to a block frame; called in threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +68,17 @@ def blocks(source: Iterable[bytes], size: int = BLOCK_BYTES) -> Iterator[bytes]:
         yield bytes(buffer)
 
 
+def fixed(codec: Codec) -> Packer:
+    """One codec for all blocks."""
+    return lambda raw, stream_id, index: pack_block(raw, codec, stream_id=stream_id, index=index)
+
+
 def pack(
     raws: Iterator[bytes],
     out: Callable[[bytes], object],
     writer: Writer,
     *,
-    pick: Pick,
+    packer: Packer,
     tell: Tell | None = None,
     passed: Passed = BEGUN,
 ) -> Passed:
@@ -96,7 +101,7 @@ def pack(
 
     with ThreadPoolExecutor(_THREADS) as pool:
         for index, raw in enumerate(raws, start=writer.next_index):
-            packing = pool.submit(pack_block, raw, pick(raw), stream_id=writer.header.stream_id, index=index)
+            packing = pool.submit(packer, raw, writer.header.stream_id, index)
             waiting.append((len(raw), packing))
             if len(waiting) > _AHEAD:
                 finish_one()

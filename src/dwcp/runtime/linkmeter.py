@@ -6,17 +6,23 @@ something to send. Their quotient is the link's rate, however much the socket's 
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import struct
 from collections.abc import Callable
 from typing import Any
 
-from dwcp.compression.pacing import MBIT, Goodput
+from dwcp.compression.bandwidth import RateEstimator
+from dwcp.compression.pacing import MBIT
 
 _TCP_INFO_BYTES = 192
 _BYTES_ACKED_AT, _BUSY_US_AT = 120, 168  # `struct tcp_info`, stable since Linux 4.10
 _U64 = struct.Struct("=Q")
 _PAUSE_S = 0.02  # samples closer than this say little
+_SAMPLE_BYTES = 16 << 10  # fewer measure the round trip
+_SHOWN_S_MAX = 0.3  # a link that is slower than its first sample in this time is slow enough to be waited for
+_RATE_MAX = 10e9
+_SECONDS_MIN = 1e-6
 
 
 class LinkMeter:
@@ -24,7 +30,8 @@ class LinkMeter:
 
     def __init__(self, *, clock: Callable[[], float], first_bps: float = 100 * MBIT) -> None:
         self._clock = clock
-        self._goodput = Goodput(first_bps=first_bps)
+        self._estimate = RateEstimator(first_bps)
+        self._acked, self._busy_s = 0, 0.0  # not yet in the estimate
         self._seen: dict[socket.socket, tuple[int, int]] = {}  # bytes acknowledged, µs busy
         self._at_s = clock()
 
@@ -49,7 +56,14 @@ class LinkMeter:
         if now_s - self._at_s >= _PAUSE_S:
             self._sample(now_s - self._at_s)
             self._at_s = now_s
-        return self._goodput.rate_bps
+        return min(_RATE_MAX, self._estimate.rate.bps)
+
+    async def shown(self) -> None:
+        """Returns once the link has shown its rate, or soon; call it when something is under way."""
+        until_s = self._clock() + _SHOWN_S_MAX
+        while self._seen and not self._estimate.rate.samples and self._clock() < until_s:
+            await asyncio.sleep(_PAUSE_S)
+            _ = self.rate_bps
 
     def _sample(self, elapsed_s: float) -> None:
         acked = busy_us = 0
@@ -62,7 +76,11 @@ class LinkMeter:
             acked += account[0] - before[0]
             busy_us += account[1] - before[1]
         # Connections that are busy at once share the link: their times must not be counted twice.
-        self._goodput.add(acked, waited_s=min(elapsed_s, busy_us / 1e6))
+        self._acked += acked
+        self._busy_s += min(elapsed_s, busy_us / 1e6)
+        if self._acked >= _SAMPLE_BYTES:
+            self._estimate.delivered(self._acked, seconds=max(_SECONDS_MIN, self._busy_s))
+            self._acked, self._busy_s = 0, 0.0
 
 
 def read_account(connection: socket.socket) -> tuple[int, int] | None:

@@ -25,20 +25,28 @@ from dwcp.runtime.failpoints import failpoint
 from dwcp.runtime.linkmeter import LinkMeter
 
 SLICE_BYTES = 64 << 10
-_SEGMENT_PACKS = 4  # a codec is chosen again after so many packs: content changes along a payload
-_SAMPLE_BYTES = 64 << 10
-RATE_CHANGE = 1.5  # a codec is chosen again at once where the link's rate has changed by more
-PROBE_ABOVE_BPS = 50e6  # below, a codec that works for nothing costs nothing: the probe sees repeats only
 
 Load = Callable[[Chunk], bytes]  # where the bytes of a chunk come from; blocking
 
 
-class Chooser(Protocol):
-    """Picks the codec for what comes next on a link."""
+class Choice(Protocol):
+    """The codecs of one transfer."""
 
-    async def choose(
-        self, sample: bytes, *, total_bytes: int, rate_bps: float, allowed: frozenset[str]
-    ) -> str: ...
+    async def pack(
+        self, raw: bytes, *, stream_id: bytes, index: int, left_bytes: int, rate_bps: float
+    ) -> bytes:
+        """The block frame of `raw` with the codec that suits it and the link best.
+
+        `left_bytes` of the transfer, `raw` included. Packs of several connections may be under way at once.
+        """
+        ...
+
+
+class Chooser(Protocol):
+    """Picks the codecs of transfers. `peer` names who is sent to, where several requests are one transfer;
+    `allowed` empty: every codec, and "none" always."""
+
+    def begin(self, *, peer: str = "", allowed: frozenset[str] = frozenset()) -> Choice: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +55,22 @@ class FixedChooser:
 
     name: str
 
-    async def choose(
-        self, sample: bytes, *, total_bytes: int, rate_bps: float, allowed: frozenset[str]
-    ) -> str:
-        del sample, total_bytes, rate_bps
-        return self.name if not allowed or self.name in allowed else "none"
+    def begin(self, *, peer: str = "", allowed: frozenset[str] = frozenset()) -> FixedChoice:
+        del peer
+        return FixedChoice(codecs.by_name(self.name if not allowed or self.name in allowed else "none"))
+
+
+@dataclass(frozen=True, slots=True)
+class FixedChoice:
+    """Always the same codec, for one transfer."""
+
+    codec: Codec
+
+    async def pack(
+        self, raw: bytes, *, stream_id: bytes, index: int, left_bytes: int, rate_bps: float
+    ) -> bytes:
+        del left_bytes, rate_bps
+        return await asyncio.to_thread(pack_block, raw, self.codec, stream_id=stream_id, index=index)
 
 
 class _Line:
@@ -129,14 +148,12 @@ Report = Callable[[Moved], None]
 
 @dataclass(frozen=True, slots=True)
 class Outflow:
-    """How a plan is sent. `allowed` empty: every codec. `rate_bps` is what the two ends may use of the link;
-    `meter` knows what the link gives."""
+    """How a plan is sent. `rate_bps` is what the two ends may use of the link; `meter` knows what it gives."""
 
     load: Load
-    chooser: Chooser
+    choice: Choice
     pacer: Pacer
     rate_bps: float
-    allowed: frozenset[str] = frozenset()
     report: Report | None = None
     meter: LinkMeter | None = None
 
@@ -178,45 +195,27 @@ async def stream(plan: Sequence[Chunk], outflow: Outflow, *, first: int = 0) -> 
 
 
 class _Sender:
-    """Loads, chooses and packs; the choice holds for a segment of packs."""
+    """Loads and packs, one pack after another."""
 
     def __init__(self, outflow: Outflow, stream_id: bytes, left: int) -> None:
         self._outflow = outflow
         self._stream_id = stream_id
         self._left = left
-        self._codec = codecs.NONE
-        self._packs = 0
-        self._chosen_bps = 0.0
 
     async def prepare(self, group: Pack, index: int) -> tuple[bytes, str]:
         raw = await asyncio.to_thread(self._load, group)
-        rate = self._outflow.rate_now_bps
-        steady = self._chosen_bps / RATE_CHANGE < rate < self._chosen_bps * RATE_CHANGE
-        if not steady or self._packs % _SEGMENT_PACKS == 0:
-            self._codec = await self._choose(raw, rate)
-            self._chosen_bps = rate
-        self._packs += 1
-        self._left -= len(raw)
-        frame = await asyncio.to_thread(self._pack, raw, index)
-        return frame, codecs.by_wire(frame[1]).name
-
-    async def _choose(self, raw: bytes, rate_bps: float) -> Codec:
-        middle = max(0, (len(raw) - _SAMPLE_BYTES) // 2)
-        name = await self._outflow.chooser.choose(
-            raw[middle : middle + _SAMPLE_BYTES],
-            total_bytes=self._left,
-            rate_bps=rate_bps,
-            allowed=self._outflow.allowed,
+        left, self._left = self._left, self._left - len(raw)
+        frame = await self._outflow.choice.pack(
+            raw,
+            stream_id=self._stream_id,
+            index=index,
+            left_bytes=left,
+            rate_bps=self._outflow.rate_now_bps,
         )
-        return codecs.by_name(name)
+        return frame, codecs.by_wire(frame[1]).name
 
     def _load(self, group: Pack) -> bytes:
         return b"".join(self._outflow.load(chunk) for chunk in group)
-
-    def _pack(self, raw: bytes, index: int) -> bytes:
-        hopeless = self._chosen_bps > PROBE_ABOVE_BPS and codecs.looks_incompressible(raw)
-        codec = codecs.NONE if hopeless else self._codec
-        return pack_block(raw, codec, stream_id=self._stream_id, index=index)
 
 
 class Inflow:

@@ -193,10 +193,9 @@ class _Routes:
 
         outflow = Outflow(
             load,
-            self._chooser,
+            self._chooser.begin(peer=principal(request).name, allowed=frozenset(wanted.codecs)),
             self._uplink,
             rate,
-            allowed=frozenset(wanted.codecs),
             report=self._sent(),
             meter=self._meter(request, rate),
         )

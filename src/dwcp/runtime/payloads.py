@@ -153,7 +153,7 @@ async def _take(body: AsyncIterator[bytes], first: bytes, sent: tuple[Chunk, ...
 
 async def _commit(client: httpx.AsyncClient, url: str, manifest: Manifest, query: str) -> Uploaded:
     """Names the payload whose chunks the agent has; the answer comes when all of it is durable there."""
-    outflow = Outflow(_nothing, FixedChooser("none"), Pacer(), rate_bps=1.0)
+    outflow = Outflow(_nothing, FixedChooser("none").begin(), Pacer(), rate_bps=1.0)
 
     async def body() -> AsyncIterator[bytes]:
         yield intake.prelude(manifest, ())

@@ -21,11 +21,10 @@ from typing import Any
 
 import httpx
 
-from dwcp.compression import codecs, deltas, packs
+from dwcp.compression import deltas, packs
 from dwcp.compression import manifest as manifests
 from dwcp.compression.chunking import CHUNK_BYTES_MAX, address, cut_stream
-from dwcp.compression.codecs import Codec
-from dwcp.compression.container import STREAM_ID_SIZE, Header, PackedBlock, Writer, pack_block
+from dwcp.compression.container import STREAM_ID_SIZE, Header, PackedBlock, Writer
 from dwcp.compression.container import Reader as BlockReader
 from dwcp.compression.deltas import Sketch
 from dwcp.compression.errors import (
@@ -45,7 +44,7 @@ from dwcp.consensus.crypto.codec import Record
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.failpoints import failpoint
 from dwcp.runtime.linkmeter import LinkMeter
-from dwcp.runtime.packflow import PROBE_ABOVE_BPS, RATE_CHANGE, Chooser, Pacer
+from dwcp.runtime.packflow import Chooser, Pacer
 from dwcp.runtime.shipping import exchange, have, require_taken
 from dwcp.runtime.trees import Node, Tree, read_file, require_unchanged
 
@@ -62,8 +61,6 @@ _BATCH_BYTES = 8 << 20
 _BATCH_CHUNKS = 2048
 _ASKED_AHEAD = 3
 _SLICE_BYTES = 128 << 10
-_SEGMENT_PACKS = 4
-_SAMPLE_BYTES = 64 << 10
 _FIRST_PACK_BYTES = 256 << 10  # little is lost where the first guess of the rate is wrong
 _ANSWER_S_MAX = 120.0
 
@@ -167,9 +164,7 @@ class _Push:
         self._anything_there = False  # else nothing there can be like what we have
         self._packed = 0
         self._left = tree.total_bytes
-        self._codec = codecs.NONE
-        self._chosen = 0
-        self._chosen_bps = 0.0
+        self._choice = road.chooser.begin()
 
     # reading and asking
 
@@ -257,10 +252,12 @@ class _Push:
         pack: list[Part] | None = begin
         while pack is not None:
             raw = packs.parcel(pack)
-            chosen = await self._choose(raw)
-            stream_id = writer.header.stream_id
-            frame = await asyncio.to_thread(
-                pack_block, raw, chosen, stream_id=stream_id, index=writer.next_index
+            frame = await self._choice.pack(
+                raw,
+                stream_id=writer.header.stream_id,
+                index=writer.next_index,
+                left_bytes=max(self._left, len(raw)),
+                rate_bps=await self._rate_bps(),
             )
             failpoint("ship.push.before_pack")
             for at in range(0, len(frame), _SLICE_BYTES):
@@ -277,23 +274,11 @@ class _Push:
             pack = await self._packs.get()
         yield writer.end()
 
-    async def _choose(self, raw: bytes) -> Codec:
-        """Again after some packs, and at once where the link's rate has changed much."""
-        rate = min(self._meter.rate_bps, self._road.pacer.rate_bps)
-        if rate > PROBE_ABOVE_BPS and codecs.looks_incompressible(raw):
-            return codecs.NONE
-        steady = self._chosen_bps / RATE_CHANGE < rate < self._chosen_bps * RATE_CHANGE
-        if not steady or self._chosen % _SEGMENT_PACKS == 0:
-            middle = max(0, (len(raw) - _SAMPLE_BYTES) // 2)
-            name = await self._road.chooser.choose(
-                raw[middle : middle + _SAMPLE_BYTES],
-                total_bytes=max(self._left, len(raw)),
-                rate_bps=rate,
-                allowed=frozenset(),
-            )
-            self._codec, self._chosen, self._chosen_bps = codecs.by_name(name), 0, rate
-        self._chosen += 1
-        return self._codec
+    async def _rate_bps(self) -> float:
+        """For the first pack a guess; for those behind it what the link has shown meanwhile."""
+        if self.sent_bytes:
+            await self._meter.shown()
+        return min(self._meter.rate_bps, self._road.pacer.rate_bps)
 
 
 class _Pack:

@@ -183,11 +183,34 @@ METRICS: tuple[Metric, ...] = (
         "Transfers refused because something did not verify.",
         ("reason",),
     ),
+    Metric(
+        "dwcp_ship_choices_total",
+        Kind.COUNTER,
+        "Packs sent, by their codec and by who decided.",
+        ("codec", "tier"),
+    ),
+    Metric(
+        "dwcp_ship_choosing_seconds_total",
+        Kind.COUNTER,
+        "CPU spent on decisions, and on trials that were not sent.",
+        ("part",),
+    ),
+    Metric(
+        "dwcp_ship_selector_learned",
+        Kind.GAUGE,
+        "1 where transfers go by the learned selector, 0 where by this host's table.",
+    ),
     Metric("dwcp_chunk_store_bytes", Kind.GAUGE, "Bytes held by the chunk store."),
     # agent
     Metric("dwcp_agent_attempts_open", Kind.GAUGE, "Attempts that this agent works on now."),
     Metric("dwcp_agent_attempts_total", Kind.COUNTER, "Attempts ended here by outcome.", ("outcome",)),
     Metric("dwcp_agent_lease_renewals_total", Kind.COUNTER, "Lease renewals by result.", ("result",)),
+    Metric(
+        "dwcp_agent_choices_compared_total",
+        Kind.COUNTER,
+        "Choices of codecs compared with the compression service's: agrees, differs, failed.",
+        ("result",),
+    ),
     Metric("dwcp_agent_work_stopped_total", Kind.COUNTER, "Commands stopped before their end.", ("reason",)),
     # monitoring
     Metric(

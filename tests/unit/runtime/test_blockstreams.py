@@ -17,8 +17,7 @@ SIZE = 4096
 RAW = random.Random(3).randbytes(5 * SIZE) + b"text " * 3000
 
 
-def ZSTD(_raw: bytes) -> codecs.Codec:  # noqa: N802  # used like a constant
-    return codecs.by_name("zstd-1")
+ZSTD = blockstreams.fixed(codecs.by_name("zstd-1"))
 
 
 def _blocks(raw: bytes) -> list[bytes]:
@@ -29,7 +28,7 @@ def _packed(raw: bytes) -> bytes:
     out = io.BytesIO()
     writer = Writer(Header(bytes(16), SIZE))
     out.write(writer.header.encode())
-    blockstreams.pack(iter(_blocks(raw)), out.write, writer, pick=ZSTD)
+    blockstreams.pack(iter(_blocks(raw)), out.write, writer, packer=ZSTD)
     return out.getvalue()
 
 
@@ -67,7 +66,7 @@ def test_a_cut_stream_is_resumed_at_every_byte() -> None:
             writer, passed = resumed
             assert passed.blocks == (number if cut >= boundary else number - 1)
             assert partial.getvalue() == whole[: passed.packed_bytes]
-            blockstreams.pack(raws, partial.write, writer, pick=ZSTD, passed=passed)
+            blockstreams.pack(raws, partial.write, writer, packer=ZSTD, passed=passed)
             assert partial.getvalue() == whole
 
 
@@ -77,7 +76,9 @@ def test_a_complete_stream_is_resumed_to_itself() -> None:
     partial, raws = io.BytesIO(whole), iter(_blocks(RAW))
     resumed = blockstreams.resume(partial, raws)
     assert resumed is not None
-    blockstreams.pack(raws, partial.write, resumed[0], pick=lambda _: codecs.NONE, passed=resumed[1])
+    blockstreams.pack(
+        raws, partial.write, resumed[0], packer=blockstreams.fixed(codecs.NONE), passed=resumed[1]
+    )
 
     assert partial.getvalue() == whole
 

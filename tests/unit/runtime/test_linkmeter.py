@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import struct
 
@@ -61,3 +62,45 @@ def test_closed_connections_are_forgotten() -> None:
 
     assert meter.rate_bps == 7e6
     assert read_account(connection) is None
+
+
+def test_a_leap_of_the_link_is_believed_at_its_second_sample() -> None:
+    """Goal: no slow average where the link became another one. Method: 80 Mbit/s for a while, then 8."""
+    now = [0.0]
+    meter = LinkMeter(clock=lambda: now[0])
+    with Told() as connection:
+        meter.watch(connection)
+        rates = []
+        for bps in [80e6] * 5 + [8e6] * 2:
+            acked, busy_us = connection.account
+            now[0] += 0.5
+            connection.account = (acked + int(bps / 16), busy_us + 500_000)
+            rates.append(meter.rate_bps)
+
+    assert rates[4] == pytest.approx(80e6)
+    assert rates[6] == pytest.approx(8e6)
+
+
+def test_a_push_waits_for_the_first_sample_and_no_longer() -> None:
+    """Goal: the second pack is chosen at a rate that was seen. Method: acknowledgements that come by and by;
+    a link that says nothing for 0.3 s; a kernel that does not tell."""
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 0.05
+        return now[0]
+
+    with Told() as connection, Told() as silent:
+        meter = LinkMeter(clock=clock, first_bps=5e6)
+        meter.watch(connection)
+        connection.account = (100_000, 100_000)
+        asyncio.run(meter.shown())
+        assert meter.rate_bps == pytest.approx(8e6, rel=0.01)
+
+        quiet = LinkMeter(clock=clock, first_bps=5e6)
+        quiet.watch(silent)
+        begun = now[0]
+        asyncio.run(quiet.shown())
+        assert now[0] - begun < 1.0
+        assert quiet.rate_bps == 5e6
+    asyncio.run(LinkMeter(clock=clock).shown())

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from dwcp.compression import codecs, intake, packs
 from dwcp.compression import manifest as m
-from dwcp.compression.calibration import Calibration, Speed
 from dwcp.compression.chunking import address
 from dwcp.compression.container import Header, PackedBlock, Reader, Writer
 from dwcp.compression.errors import (
@@ -27,8 +26,6 @@ from dwcp.compression.errors import (
     TransferError,
 )
 from dwcp.compression.manifest import Manifest
-from dwcp.compression.table import Table
-from dwcp.runtime.choosing import ServiceChooser, TableChooser, calibrated
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.http import Health, application
 from dwcp.runtime.packflow import FixedChooser, Pacer
@@ -446,66 +443,6 @@ def test_have_answers_in_order(tmp_path: Path, agents: Agents, held: tuple[Manif
         return have(client, oslo.url, plan)
 
     assert _run(work, agents) == [True, False] * (len(plan) // 2)
-
-
-# choosing
-
-
-def _table() -> Table:
-    return Table(Calibration("x", 0.0, {codec.name: Speed(1e8, 1e8) for codec in codecs.CODECS}))
-
-
-def test_the_service_is_asked_and_its_silence_costs_little() -> None:
-    """A codec from the service is used; an error, an unknown codec or a hang falls back to the table."""
-    asked = []
-
-    async def answer(request: httpx.Request) -> httpx.Response:
-        asked.append(request.headers["X-Bandwidth-Bps"])
-        mode = modes.pop(0)
-        if mode == "hang":
-            await asyncio.sleep(60)
-        if mode == "down":
-            raise httpx.ConnectError("refused")
-        return httpx.Response(200, json={"codec": mode, "more": 1})
-
-    async def main() -> list[str]:
-        chosen = []
-        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
-            while modes:
-                chooser = ServiceChooser(client, "http://c", fallback=TableChooser(_table()))
-                name = await chooser.choose(b"x", total_bytes=1 << 20, rate_bps=5e6, allowed=frozenset())
-                again = await chooser.choose(b"x", total_bytes=1 << 20, rate_bps=5e6, allowed=frozenset())
-                assert name == again
-                chosen.append(name)
-        return chosen
-
-    expected = _table().choose(rate_bps=5e6, size_bytes=1 << 20).codec.name
-    modes = ["lz4", "lz4", "down", "snappy", "hang"]  # after a failure the second question is not asked
-    chosen = asyncio.run(main())
-
-    assert chosen[0] == "lz4"
-    assert set(chosen[1:]) == {expected}
-    assert set(asked) == {"5000000"}
-
-
-def test_codecs_that_the_asker_cannot_read_are_not_chosen() -> None:
-    """The service's answer outside the allowed ones is replaced by the table's among them."""
-
-    async def main() -> str:
-        transport = httpx.MockTransport(lambda request: httpx.Response(200, json={"codec": "xz-6"}))
-        async with httpx.AsyncClient(transport=transport) as client:
-            chooser = ServiceChooser(client, "http://c", fallback=TableChooser(_table()))
-            return await chooser.choose(b"", total_bytes=1 << 20, rate_bps=1e6, allowed=frozenset({"lz4"}))
-
-    assert asyncio.run(main()) == "lz4"
-
-
-def test_the_calibration_is_kept(tmp_path: Path) -> None:
-    """Measured once, read from the cache afterwards; a folder that is not there is no reason to fail."""
-    first = calibrated(tmp_path)
-
-    assert calibrated(tmp_path) == first
-    assert calibrated(tmp_path / "missing").host == first.host
 
 
 def test_sentences_come_from_any_answer() -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import httpx
 
 from dwcp.api.workloads import Node
-from dwcp.compression.table import Table
 from dwcp.consensus.ledger import genesis as genesis_file
 from dwcp.runtime import cgroups, choosing, http, keys, layout, payload_routes, sandbox
 from dwcp.runtime.attempts import AttemptStore
@@ -26,6 +25,7 @@ from dwcp.services.agent.config import AgentConfig
 from dwcp.services.agent.dispatch import Dispatch
 from dwcp.services.agent.goods import StoreGoods
 from dwcp.services.agent.log import LedgerLog
+from dwcp.services.agent.outcomes import Outcomes
 from dwcp.services.agent.site import Room, Site
 from dwcp.services.agent.station import RECONCILE_S, Station
 
@@ -86,8 +86,9 @@ async def _serve(
     _add_checks(process, station, store)
     app = http.application(process.health, process.telemetry)
     routes.mount(app, node=config.node, store=attempts, dispatch=dispatch, busy=lambda: station.busy)
-    table = choosing.TableChooser(Table(await asyncio.to_thread(choosing.calibrated, config.data_dir)))
-    chooser = choosing.ServiceChooser(client, config.compression, fallback=table)
+    outcomes = Outcomes(client, config.compression, telemetry=process.telemetry)
+    chooser = await asyncio.to_thread(choosing.of_this_host, config.data_dir, told=outcomes.told)
+    _say_who_chooses(process, chooser)
     uplink = Pacer(config.uplink_mbps * 1e6)
     app.include_router(
         payload_routes.routes(
@@ -95,7 +96,7 @@ async def _serve(
         )
     )
     async with asyncio.TaskGroup() as tasks:
-        news = tasks.create_task(dispatch.run())
+        news = [tasks.create_task(dispatch.run()), tasks.create_task(outcomes.run())]
         tasks.create_task(station.run(process.stop))
         await http.serve_configured(
             app,
@@ -105,7 +106,20 @@ async def _serve(
             streams=payload_routes.STREAM_PATHS,
             grants=tuple(Grant(path, AGENTS) for path in payload_routes.SHARING_PATHS),
         )
-        news.cancel()
+        for each in news:
+            each.cancel()
+
+
+def _say_who_chooses(process: Process, chooser: choosing.HostChooser) -> None:
+    """In the log, the metrics and the health, where the table has to do."""
+    process.telemetry.gauge("dwcp_ship_selector_learned", 0.0 if chooser.trouble else 1.0)
+    if chooser.trouble:
+        process.log.warning("selector.not_loaded", error=chooser.trouble)
+
+    def codecs() -> Check:
+        return Check(Verdict.WARN if chooser.trouble else Verdict.OK, data={"basis": chooser.basis})
+
+    process.health.add("codecs", codecs)
 
 
 def group_name(config: AgentConfig) -> str:

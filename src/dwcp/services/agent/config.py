@@ -19,7 +19,9 @@ class AgentConfig(ServiceConfig, frozen=True, kw_only=True):
     address: Annotated[str, Meta(description="host:port at which other agents reach it")]
     capacity: Annotated[Capacity, Meta(description="what it offers to workloads")]
     manager: Annotated[str, Meta(description="URL of the manager's mutual TLS listener")]
-    compression: Annotated[str, Meta(description="URL of the codec selector; a local table is the fallback")]
+    compression: Annotated[
+        str, Meta(description="URL of the compression service, which is told what codecs came to")
+    ]
     uplink_mbps: Annotated[float, Meta(gt=0, description="what it may send, Mbit/s")] = 100.0
     downlink_mbps: Annotated[float, Meta(gt=0, description="what it may receive, Mbit/s")] = 100.0
     lease_ms: Annotated[int, Meta(ge=1000, le=600_000, description="lease of an attempt, ms")] = 30_000
