@@ -30,11 +30,12 @@ from dwcp.compression.manifest import Manifest
 from dwcp.compression.table import Table
 from dwcp.runtime.choosing import ServiceChooser, TableChooser, calibrated
 from dwcp.runtime.chunkstore import ChunkStore
+from dwcp.runtime.held import NEAR_PATH
 from dwcp.runtime.http import Health, application
 from dwcp.runtime.packflow import FixedChooser, Pacer
 from dwcp.runtime.payload_routes import routes
 from dwcp.runtime.payloads import Handed, Sent, sent_list, upload
-from dwcp.runtime.pushing import NEAR_PATH, Pushes
+from dwcp.runtime.pushing import Pushes
 from dwcp.runtime.shipping import Patience, Progress, Source, download, have, pull, sentence
 from dwcp.runtime.telemetry import Telemetry
 from dwcp.runtime.trees import capture, read_tree
