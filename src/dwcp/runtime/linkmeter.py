@@ -17,6 +17,7 @@ _TCP_INFO_BYTES = 192
 _BYTES_ACKED_AT, _BUSY_US_AT = 120, 168  # `struct tcp_info`, stable since Linux 4.10
 _U64 = struct.Struct("=Q")
 _PAUSE_S = 0.02  # samples closer than this say little
+_TELLING_BYTES, _TELLING_S = 16 << 10, 0.2  # less: a question, whose time is that of its acknowledgement
 
 
 class LinkMeter:
@@ -62,7 +63,9 @@ class LinkMeter:
             acked += account[0] - before[0]
             busy_us += account[1] - before[1]
         # Connections that are busy at once share the link: their times must not be counted twice.
-        self._goodput.add(acked, waited_s=min(elapsed_s, busy_us / 1e6))
+        waited_s = min(elapsed_s, busy_us / 1e6)
+        if acked >= _TELLING_BYTES or waited_s >= _TELLING_S:
+            self._goodput.add(acked, waited_s=waited_s)
 
 
 def read_account(connection: socket.socket) -> tuple[int, int] | None:

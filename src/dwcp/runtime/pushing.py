@@ -51,6 +51,7 @@ CHUNKS_PATH = "/v1/chunks"
 _TELLING_CHUNKS = 2
 _PIECES = ((20e6, 256), (200e6, 1024))  # of sketches, below a rate: small ones take longer and save more
 _PIECE_BYTES_MOST = 4096
+_HINTS_UNMEASURED = 96  # so many are asked with small pieces: on a slow link these may be all there are
 PUSHES_MAX = 256  # under way at one agent
 STREAMS = 3  # one packs while one sends, and a lost packet stops one of them only
 _BATCH_BYTES = 8 << 20
@@ -59,6 +60,8 @@ _ASKED_AHEAD = 3
 _GROUP_BYTES = 32 << 20
 _GROUPS_AHEAD = 3
 _SLICE_BYTES = 128 << 10
+_SLICE_BYTES_MAX = 1 << 20
+_SLICE_S = 0.01
 _SEGMENT_PACKS = 4
 _SAMPLE_BYTES = 64 << 10
 _FIRST_PACK_BYTES = 256 << 10  # little is lost where the first guess of the rate is wrong
@@ -198,6 +201,7 @@ class _Push:
         self._extensions = {"trace": self._meter.trace}
         self._pace_known = asyncio.Event()  # the first pack has left: other streams may begin
         self._packed = 0
+        self._hinted = 0
         self._left = tree.total_bytes
         self._codec = codecs.NONE
         self._chosen = 0
@@ -268,7 +272,8 @@ class _Push:
         """Those chunks that can be said shorter."""
         if not changed:
             return {}
-        rate = self._meter.rate_bps
+        rate = self._meter.rate_bps if self._hinted > _HINTS_UNMEASURED else 0.0
+        self._hinted += len(changed)
         size = next((size for below_bps, size in _PIECES if rate < below_bps), _PIECE_BYTES_MOST)
         pieces, hints = zip(*changed, strict=True)
         sketches = await near(
@@ -326,8 +331,9 @@ class _Push:
                 pack_block, raw, chosen, stream_id=stream_id, index=writer.next_index
             )
             failpoint("ship.push.before_pack")
-            for at in range(0, len(frame), _SLICE_BYTES):
-                piece = frame[at : at + _SLICE_BYTES]
+            slice_bytes = self._slice_bytes()
+            for at in range(0, len(frame), slice_bytes):
+                piece = frame[at : at + slice_bytes]
                 await self._road.pacer.take(len(piece))
                 yield piece
             failpoint("ship.push.after_pack")
@@ -339,6 +345,11 @@ class _Push:
             self._road.settled(size, size)
             pack = await self._packs.get()
         yield writer.end()
+
+    def _slice_bytes(self) -> int:
+        """Small where others share a slow link, large where each write's own cost shows."""
+        rate = min(self._meter.rate_bps, self._road.pacer.rate_bps)
+        return max(_SLICE_BYTES, min(_SLICE_BYTES_MAX, int(rate / 8 * _SLICE_S)))
 
     async def _choose(self, raw: bytes) -> Codec:
         """Again after some packs, and at once where the link's rate has changed much."""
@@ -507,7 +518,7 @@ def _keep(block: PackedBlock, begun: _Begun) -> int:
     """In a thread: checks a pack and keeps its chunks."""
     rebuilt = 0
     for part in packs.unparcel(block.unpack()):
-        chunk = deltas.rebuild(part.data, begun.store.get) if part.is_recipe else part.data
+        chunk = deltas.rebuild(bytes(part.data), begun.store.get) if part.is_recipe else part.data
         rebuilt += len(chunk)
         if rebuilt > packs.PARCEL_REBUILT_MAX:
             raise BombRefused(f"the recipes of one pack make more than {packs.PARCEL_REBUILT_MAX} bytes")
