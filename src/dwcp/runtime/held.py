@@ -31,7 +31,7 @@ HELD_CHUNKS_MAX = 65_536  # in one answer; files beyond are answered as if they 
 NEAR_HINTS_MAX = 1024
 _QUESTION_BYTES_MAX = 2 << 20
 _HELD_BYTES_MAX = 2 << 20
-_NEAR_BYTES_MAX = 32 << 20
+_NEAR_BYTES_MAX = 4 << 20
 _SILENCE_S = 10.0
 
 
