@@ -19,7 +19,7 @@ from dwcp.consensus.crypto.hashes import Domain
 CHUNK_BYTES_MIN = 16 << 10
 CHUNK_BYTES_AVERAGE = 64 << 10
 CHUNK_BYTES_MAX = 256 << 10
-SMALL_BYTES_AVERAGES = (256, 1024, 4096)  # what `cut_small` may be asked for
+SMALL_BYTES_AVERAGES = (512, 1024, 4096)  # what `cut_small` may be asked for
 _WINDOW_BYTES = 4 << 20  # how much is cut at once; bounds memory, does not move boundaries
 
 

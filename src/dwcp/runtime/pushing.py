@@ -49,12 +49,12 @@ from dwcp.runtime.trees import Node, Tree, read_file, require_unchanged
 
 CHUNKS_PATH = "/v1/chunks"
 _TELLING_CHUNKS = 2
-_PIECES = ((20e6, 256), (200e6, 1024))  # of sketches, below a rate: small ones take longer and save more
+_PIECES = ((20e6, 512), (200e6, 1024))  # of sketches, below a rate: small ones take longer and save more
 _PIECE_BYTES_MOST = 4096
 _HINTS_UNMEASURED = 96  # so many are asked with small pieces: on a slow link these may be all there are
 PUSHES_MAX = 256  # under way at one agent
 STREAMS = 3  # one packs while one sends, and a lost packet stops one of them only
-_BATCH_BYTES = 8 << 20
+_BATCH_BYTES_FIRST, _BATCH_BYTES = 1 << 20, 8 << 20
 _BATCH_CHUNKS = 2048
 _ASKED_AHEAD = 3
 _GROUP_BYTES = 32 << 20
@@ -137,6 +137,7 @@ class _Files:
         self._tree = tree
         self._entries: list[Entry] = []
         self._seen: set[bytes] = set()
+        self._fresh = 0
         self.known: dict[str, tuple[int, ...]] = {}  # by path, see `relative.encode`
 
     def groups(self) -> Iterator[list[Node]]:
@@ -165,11 +166,19 @@ class _Files:
                 self._seen.add(chunk.address)
                 offset += chunk.size
                 size += len(data)
-                if size >= _BATCH_BYTES or len(batch) >= _BATCH_CHUNKS:
+                if size >= self._batch_bytes or len(batch) >= _BATCH_CHUNKS:
+                    self._fresh += size
                     yield batch
                     batch, size = [], 0
+        self._fresh += size
         if batch:
             yield batch
+
+    @property
+    def _batch_bytes(self) -> int:
+        """Of what is new. Small at first: on a slow link the answers about one batch come while the one before
+        it is sent, and both take as long as what they speak of is large."""
+        return min(_BATCH_BYTES, max(_BATCH_BYTES_FIRST, self._fresh // 2))
 
     def manifest(self) -> Manifest:
         return manifests.make(self._entries, self._tree.limits)
@@ -202,6 +211,7 @@ class _Push:
         self._pace_known = asyncio.Event()  # the first pack has left: other streams may begin
         self._packed = 0
         self._hinted = 0
+        self._sending = 0  # packs that streams have in hand
         self._left = tree.total_bytes
         self._codec = codecs.NONE
         self._chosen = 0
@@ -295,6 +305,9 @@ class _Push:
             if pack.is_full(limit):
                 self._packed += 1
                 await self._packs.put(pack.take())
+        if pack.chunks and not self._sending and self._packs.empty():  # the link is idle
+            self._packed += 1
+            await self._packs.put(pack.take())
 
     # sending
 
@@ -302,7 +315,7 @@ class _Push:
         """One connection's share of the packs, until there are no more."""
         if not first:
             await self._pace_known.wait()
-        begin = await self._packs.get()
+        begin = await self._next()
         if begin is None:
             self._pace_known.set()
             return
@@ -343,8 +356,14 @@ class _Push:
             self._left -= size
             self._pace_known.set()
             self._road.settled(size, size)
-            pack = await self._packs.get()
+            self._sending -= 1
+            pack = await self._next()
         yield writer.end()
+
+    async def _next(self) -> list[Part] | None:
+        pack = await self._packs.get()
+        self._sending += pack is not None
+        return pack
 
     def _slice_bytes(self) -> int:
         """Small where others share a slow link, large where each write's own cost shows."""

@@ -64,7 +64,7 @@ def test_a_file_with_a_lost_chunk_is_as_if_it_were_not_there(store: ChunkStore) 
 def test_sketches_are_of_the_chunks_that_were_asked_for(store: ChunkStore) -> None:
     """Goal: places are numbers in the list. Method: two chunks at each size of pieces; a place beyond the end."""
     chunks = held.newest(store, "noise")
-    for size in (256, 1024, 4096):
+    for size in (512, 1024, 4096):
         (found, beyond) = _near(store, Hint("noise", 1, 2), Hint("noise", 99, 1), piece_bytes=size).sketches
         assert [each.address for each in found] == [chunk.address for chunk in chunks[1:3]]
         assert found[0] == deltas.sketch(chunks[1].address, store.get(chunks[1].address), size)
@@ -91,7 +91,7 @@ def test_questions_beyond_the_limits_are_refused(store: ChunkStore, request_: Ne
 
 def test_an_answer_does_not_grow_with_the_question(store: ChunkStore) -> None:
     """Goal: bounded answers. Method: the most places that may be asked for, each of many chunks."""
-    answer = _near(store, *[Hint("noise", 0, deltas.BASES_MAX)] * NEAR_HINTS_MAX, piece_bytes=256)
+    answer = _near(store, *[Hint("noise", 0, deltas.BASES_MAX)] * NEAR_HINTS_MAX, piece_bytes=512)
 
     assert len(codec.encode(answer)) < 4 << 20
     assert answer.sketches[0]
