@@ -39,8 +39,8 @@ from dwcp.runtime.http import Health, application
 from dwcp.runtime.packflow import FixedChooser, Pacer
 from dwcp.runtime.payload_routes import routes
 from dwcp.runtime.payloads import Handed, Sent, sent_list, upload
-from dwcp.runtime.pushing import Pushes
-from dwcp.runtime.shipping import Patience, Progress, Source, download, have, pull, sentence
+from dwcp.runtime.pushing import CHUNKS_PATH, Pushes
+from dwcp.runtime.shipping import HAVE_PATH, Patience, Progress, Source, download, have, pull, sentence
 from dwcp.runtime.telemetry import Telemetry
 from dwcp.runtime.trees import capture, index, read_tree
 
@@ -759,3 +759,45 @@ def test_an_edit_whose_base_is_swept_meanwhile_still_arrives(
     root = asyncio.run(main())
     assert sweeping.swept
     assert store.complete(root)
+
+
+class _AnswersWhenFed(httpx.AsyncBaseTransport):
+    """From its third question on, the agent answers about chunks only after packs have begun to arrive."""
+
+    def __init__(self, agents: Agents) -> None:
+        self._agents = agents
+        self._fed = asyncio.Event()
+        self.questions = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == CHUNKS_PATH:
+            self._fed.set()
+        if request.url.path == HAVE_PATH:
+            self.questions += 1
+            if self.questions > 2:
+                await asyncio.wait_for(self._fed.wait(), 10)
+        return await self._agents.handle_async_request(request)
+
+
+def test_an_idle_link_takes_what_there_is(tmp_path: Path, agents: Agents) -> None:
+    """Goal: small parts do not wait for a full pack while the link is idle. Method: recipes for changes in
+    half the chunks, far less than a pack, to an agent that goes on answering only once it is sent something."""
+    agents.add("oslo", ChunkStore.open(tmp_path / "oslo"))
+    folder = tmp_path / "payload"
+    folder.mkdir()
+    noise = bytearray(random.Random(3).randbytes(12 << 20))
+    fed: list[_AnswersWhenFed] = []
+
+    async def main() -> int:
+        (folder / "noise").write_bytes(noise)
+        async with httpx.AsyncClient(transport=agents) as client:
+            await upload(client, "http://oslo", read_tree(folder), name="data")
+        for at in range(0, len(noise), 150_000):
+            noise[at] ^= 1
+        (folder / "noise").write_bytes(noise)
+        fed.append(_AnswersWhenFed(agents))
+        async with httpx.AsyncClient(transport=fed[0]) as client:
+            return (await upload(client, "http://oslo", read_tree(folder), name="data")).received_bytes
+
+    assert asyncio.run(main()) < 256 << 10
+    assert fed[0].questions > 3
