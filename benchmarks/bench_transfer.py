@@ -9,7 +9,8 @@ mutual TLS; rsync (daemon, -a -z) and the pipes (tar | zstd | tar) run in the cl
 
 The oracle is priced: 1 MiB segments of the mix, packed by each of the printed codecs, the best of 2
 timings; its saving is what choosing the best for each segment saves over zstd-3 by the model
-max(pack, send, unpack). Exit code 3 and one sentence where the bench cannot run.
+max(pack, send, unpack). With its defaults the run takes about 40 minutes on two idle cores; with --cache
+it goes on where it was interrupted. Exit code 3 and one sentence where the bench cannot run.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from links import FAR, Link
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTY = str(Path(__file__).with_name("transfer_party.py"))
+BASIS = ("seed", "repeats", "delay_ms", "seconds", "cases", "raw_max_mib", "codec", "segments")
 RATES_MBPS = (1, 3, 10, 100, 1000, 3000)
 CASES = ("cold", "warm", "edits")
 PIPES = {"zstd-adapt": "zstd --adapt -q", "zstd-3": "zstd -3 -q"}
@@ -90,6 +92,12 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        help="a file of finished links, one line of JSON each, and the report at its end: an interrupted run\n"
+        "goes on after them; lines of other parameters or another commit are measured again",
+    )
     parser.add_argument("--json", action="store_true", help="one line")
     parser.add_argument("--links", default=",".join(map(str, RATES_MBPS)), help="Mbit/s, with commas")
     parser.add_argument("--cases", default=",".join(CASES))
@@ -104,7 +112,7 @@ def parse() -> argparse.Namespace:
         "--scratch", type=Path, default=Path("/dev/shm"), help="a file system in memory is no bottleneck"
     )
     parser.add_argument("--codec", default="auto", help="ours with one codec only, to look for causes")
-    parser.add_argument("--segments", type=int, default=32, help="of the mix, for the oracle")
+    parser.add_argument("--segments", type=int, default=24, help="of the mix, for the oracle")
     return parser.parse_args()
 
 
@@ -116,23 +124,61 @@ def missing_program() -> str:
 
 
 def measure(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Link by link; those that the cache has are not measured again."""
+    basis = basis_of(arguments)
+    finished = cached(arguments.cache, basis)
     per_link = []
     for rate in map(float, arguments.links.split(",")):
-        per_link.append(measure_link(scratch, rate, arguments))
-        print(f"{rate:g} Mbit/s: {json.dumps(per_link[-1])}", file=sys.stderr)
+        row = finished.get(rate)
+        if row is None:
+            began = time.monotonic()
+            row = measure_link(scratch, rate, arguments)
+            row["took_s"] = round(time.monotonic() - began, 1)
+            append(arguments.cache, {"basis": basis, "link": row})
+            print(f"{rate:g} Mbit/s: {json.dumps(row)}", file=sys.stderr)
+        per_link.append(row)
     saved = [row["saving"] for row in per_link if row["saving"] is not None]
     possible = [row["oracle_saving"] for row in per_link if row["saving"] is not None]
-    return {
+    report = {
         "worst_ratio_to_rsync": worst(row["ratio_to_rsync"] for row in per_link),
         "worst_ratio_to_zstd_adapt": worst([row["ratio_to_zstd_adapt"]] for row in per_link),
         "oracle_saving_share": round(sum(saved) / sum(possible), 3) if sum(possible) > 0 else None,
         "per_link": per_link,
+        **basis,
+    }
+    append(arguments.cache, report)
+    return report
+
+
+def basis_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a figure depends on beside the link."""
+    return {
         "codecs": sorted(PRICED),
-        "seed": arguments.seed,
-        "repeats": arguments.repeats,
-        "delay_ms": arguments.delay_ms,
+        **{name: getattr(arguments, name) for name in BASIS},
         "versions": versions(),
     }
+
+
+def cached(path: Path | None, basis: dict[str, Any]) -> dict[float, dict[str, Any]]:
+    """The finished links of this basis, by rate. A line that was cut in mid-write counts as not there."""
+    if path is None or not path.exists():
+        return {}
+    found = {}
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if entry.get("basis") == basis:
+            found[entry["link"]["mbps"]] = entry["link"]
+    return found
+
+
+def append(path: Path | None, line: dict[str, Any]) -> None:
+    if path is not None:
+        cut = path.exists() and not path.read_bytes().endswith(b"\n")
+        with path.open("a") as file:
+            file.write(("\n" if cut else "") + json.dumps(line) + "\n")
 
 
 def worst(found: Iterator[Any]) -> float | None:

@@ -19,12 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from data_path import say, serve_store, tls_files
+
 RELAY_BYTES = 64 << 20  # in the relay at once; more than any link here has under way
-
-
-def say(**facts: object) -> None:
-    sys.stdout.write(json.dumps(facts) + "\n")
-    sys.stdout.flush()
 
 
 def receive(plan: dict[str, Any]) -> None:
@@ -35,31 +32,9 @@ def receive(plan: dict[str, Any]) -> None:
 
 async def _receive(plan: dict[str, Any]) -> None:
     from dwcp.runtime.chunkstore import ChunkStore
-    from dwcp.runtime.http import Health, application, serve
-    from dwcp.runtime.packflow import FixedChooser, Pacer
-    from dwcp.runtime.payload_routes import SHARING_PATHS, STREAM_PATHS, routes
-    from dwcp.runtime.principals import AGENTS, Grant
-    from dwcp.runtime.telemetry import Telemetry
 
-    telemetry = Telemetry("receiver", version="0")
-    app = application(Health("receiver", version="0"), telemetry)
     store = ChunkStore.open(Path(plan["store"]), quota_bytes=1 << 40)
-    app.include_router(routes(store, chooser=FixedChooser("zstd-1"), uplink=Pacer(), telemetry=telemetry))
-    started = asyncio.Event()
-    serving = asyncio.create_task(
-        serve(
-            app,
-            stop=asyncio.Event(),
-            telemetry=telemetry,
-            tls=(plan["host"], plan["port"], _tls(plan)),
-            streams=STREAM_PATHS,
-            grants=tuple(Grant(path, AGENTS) for path in SHARING_PATHS),
-            started=started,
-        )
-    )
-    await asyncio.wait([serving, asyncio.create_task(started.wait())], return_when=asyncio.FIRST_COMPLETED)
-    say(ready=True)
-    await serving
+    await serve_store("receiver", store, at=(plan["host"], plan["port"]), tls=tls_files(plan["tls"]))
 
 
 def send(plan: dict[str, Any]) -> None:
@@ -78,18 +53,12 @@ async def _send(plan: dict[str, Any]) -> None:
     name = plan.get("codec", "auto")
     chooser = FixedChooser(name) if name != "auto" else choosing.of_this_host(Path(plan["cache"]))
     say(ready=True)
-    async with client(_tls(plan), timeout_s=120) as http:
+    async with client(tls_files(plan["tls"]), timeout_s=120) as http:
         while line := await asyncio.to_thread(sys.stdin.readline):
             began, cpu = time.monotonic(), time.process_time()
             tree = await asyncio.to_thread(read_tree, Path(line.strip()))
             held = await upload(http, plan["url"], tree, name="bench", chooser=chooser)
             say(seconds=time.monotonic() - began, cpu_s=time.process_time() - cpu, sent=held.received_bytes)
-
-
-def _tls(plan: dict[str, Any]) -> Any:
-    from dwcp.runtime.config import TlsFiles
-
-    return TlsFiles(**{name: Path(path) for name, path in plan["tls"].items()})
 
 
 def relay(plan: dict[str, Any]) -> None:

@@ -7,25 +7,22 @@ Started by `test_shipping.py` with one JSON argument; prints one JSON line per f
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import uvloop
+from benchmarks.data_path import say, serve_store, tls_files
 
 from dwcp.runtime import choosing, failpoints
 from dwcp.runtime.choosing_learned import Chosen
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.config import TlsFiles
-from dwcp.runtime.http import Health, application, client, serve
+from dwcp.runtime.http import client
 from dwcp.runtime.packflow import Chooser, FixedChooser, Pacer
-from dwcp.runtime.payload_routes import SHARING_PATHS, STREAM_PATHS, routes
 from dwcp.runtime.payloads import Handed, upload
-from dwcp.runtime.principals import AGENTS, Grant
 from dwcp.runtime.shipping import Patience, Progress, Source, pull
-from dwcp.runtime.telemetry import Telemetry
 from dwcp.runtime.trees import read_tree
 
 
@@ -45,33 +42,9 @@ class Plan(msgspec.Struct, forbid_unknown_fields=True):
     codec: str = "zstd-3"  # of a pusher; "auto": chosen for each pack, and said
 
 
-def say(**facts: object) -> None:
-    sys.stdout.write(json.dumps(facts) + "\n")
-    sys.stdout.flush()
-
-
 async def source(plan: Plan, tls: TlsFiles) -> None:
-    telemetry = Telemetry("source", version="0")
-    app = application(Health("source", version="0"), telemetry)
     store = ChunkStore.open(plan.folder, quota_bytes=plan.quota_bytes)
-    app.include_router(
-        routes(store, chooser=FixedChooser("zstd-1"), uplink=Pacer(plan.rate_bps), telemetry=telemetry)
-    )
-    started = asyncio.Event()
-    serving = asyncio.create_task(
-        serve(
-            app,
-            stop=asyncio.Event(),
-            telemetry=telemetry,
-            tls=(plan.host, plan.port, tls),
-            streams=STREAM_PATHS,
-            grants=tuple(Grant(path, AGENTS) for path in SHARING_PATHS),
-            started=started,
-        )
-    )
-    await asyncio.wait([serving, asyncio.create_task(started.wait())], return_when=asyncio.FIRST_COMPLETED)
-    say(ready=True)
-    await serving
+    await serve_store("source", store, at=(plan.host, plan.port), tls=tls, rate_bps=plan.rate_bps)
 
 
 async def target(plan: Plan, tls: TlsFiles) -> None:
@@ -120,7 +93,7 @@ def _tell(plan: Plan) -> Callable[[Handed], None]:
 def main() -> None:
     plan = msgspec.json.decode(sys.argv[1], type=Plan, dec_hook=lambda _, text: Path(text))
     failpoints.arm(plan.failpoints, plan.folder.parent / f"{plan.folder.name}-points", testing=True)
-    tls = TlsFiles(**plan.tls)
+    tls = tls_files(plan.tls)
     uvloop.run({"source": source, "target": target, "pusher": pusher}[plan.role](plan, tls))
 
 

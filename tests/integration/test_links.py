@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -43,7 +44,8 @@ def _certificates(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def _party(link: links.Link, where: str, **plan: object) -> subprocess.Popen[bytes]:
-    return link.start(where, [sys.executable, str(PARTY), json.dumps(plan)], stdout=subprocess.PIPE)
+    command = [sys.executable, str(PARTY), json.dumps(plan)]
+    return link.start(where, command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": "src:."})
 
 
 @pytest.mark.parametrize(("before", "after"), [(40, 4), (4, 40)], ids=["slower", "faster"])

@@ -81,7 +81,7 @@ class Site:
             **more,
         }
         command = [sys.executable, str(PARTY), json.dumps(plan)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": "src"})
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": "src:."})
         self._running.append(process)
         if role == "source":
             assert process.stdout is not None

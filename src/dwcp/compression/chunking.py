@@ -11,19 +11,26 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any
 
+from blake3 import blake3
+
 from dwcp.compression.errors import ChunkerMissing
-from dwcp.consensus.crypto.hashes import Domain, digest
+from dwcp.consensus.crypto.hashes import Domain
 
 CHUNK_BYTES_MIN = 16 << 10
 CHUNK_BYTES_AVERAGE = 64 << 10
 CHUNK_BYTES_MAX = 256 << 10
-_SMALL_BYTES = (512, 1024, 4096)  # least, average, most
+SMALL_BYTES_AVERAGES = (512, 1024, 4096)  # what `cut_small` may be asked for
 _WINDOW_BYTES = 4 << 20  # how much is cut at once; bounds memory, does not move boundaries
 
 
-def address(chunk: bytes) -> bytes:
-    """The name of a chunk: BLAKE3-256 under the chunk domain."""
-    return digest(Domain.CHUNK, chunk)
+_begun = blake3(Domain.CHUNK.value)
+
+
+def address(chunk: bytes | memoryview) -> bytes:
+    """The name of a chunk: BLAKE3-256 under the chunk domain, as `hashes.digest` has it, without a copy."""
+    hasher = _begun.copy()
+    hasher.update(chunk)
+    return hasher.digest()
 
 
 @cache
@@ -42,21 +49,27 @@ def _compiled() -> Callable[..., Iterator[Any]]:  # Any: the library's extension
 
 def cut(data: bytes) -> Iterator[bytes]:
     """The chunks of one complete piece of data; none for no data."""
-    if len(data) <= CHUNK_BYTES_MIN:
-        if data:
-            yield bytes(data)
+    return map(bytes, cut_views(memoryview(data)))
+
+
+def cut_views(view: memoryview) -> Iterator[memoryview]:
+    """`cut` without copies."""
+    if len(view) <= CHUNK_BYTES_MIN:
+        if view:
+            yield view
         return
-    view = memoryview(data)
     for chunk in _compiled()(view, CHUNK_BYTES_MIN, CHUNK_BYTES_AVERAGE, CHUNK_BYTES_MAX):
-        yield bytes(view[chunk.offset : chunk.offset + chunk.length])
+        yield view[chunk.offset : chunk.offset + chunk.length]
 
 
-def cut_small(chunk: bytes) -> list[bytes]:
-    """Small pieces of one chunk, cut by content, for describing what has changed inside it."""
-    if len(chunk) <= _SMALL_BYTES[0]:
+def cut_small(chunk: bytes, average: int) -> list[bytes]:
+    """Pieces of one chunk, cut by content, for describing what has changed inside it: half the average at
+    least, four times the average at most."""
+    least = average // 2
+    if len(chunk) <= least:
         return [bytes(chunk)] if chunk else []
-    view = memoryview(chunk)
-    return [bytes(view[each.offset : each.offset + each.length]) for each in _compiled()(view, *_SMALL_BYTES)]
+    cuts = _compiled()(memoryview(chunk), least, average, 4 * average)
+    return [chunk[each.offset : each.offset + each.length] for each in cuts]
 
 
 def cut_stream(pieces: Iterable[bytes]) -> Iterator[bytes]:

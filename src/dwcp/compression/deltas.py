@@ -35,17 +35,18 @@ class Sketch(Record, frozen=True):
     hashes: bytes
 
 
-def sketch(name: bytes, chunk: bytes) -> Sketch:
-    pieces = cut_small(chunk)
+def sketch(name: bytes, chunk: bytes, piece_bytes: int) -> Sketch:
+    """`piece_bytes`: their average, one of `SMALL_BYTES_AVERAGES`; small ones find more and cost more."""
+    pieces = cut_small(chunk, piece_bytes)
     return Sketch(name, tuple(map(len, pieces)), b"".join(map(_short, pieces)))
 
 
-def recipe(chunk: bytes, bases: Sequence[Sketch]) -> bytes | None:
-    """How to make the chunk from the bases; None where that would save little."""
+def recipe(chunk: bytes, bases: Sequence[Sketch], piece_bytes: int) -> bytes | None:
+    """How to make the chunk from bases cut alike; None where that would save little."""
     places = _places(bases[:BASES_MAX])
     operations: list[list[int]] = []
     literals: list[bytes] = []
-    for piece in cut_small(chunk):
+    for piece in cut_small(chunk, piece_bytes):
         found = places.get((len(piece), _short(piece)))
         last = operations[-1] if operations else None
         if found is None:

@@ -2,20 +2,23 @@
 
 Layout, big-endian: "DWUP" version u8, manifest_size u32, manifest, then one bit per chunk of the
 manifest's plan (most significant first, set: it follows), then a container whose blocks are the packs
-of those chunks. Sans-IO.
+of those chunks. In version 2 the manifest is said with what the receiver has (`relative`). Sans-IO.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from dwcp.compression import manifest as manifests
+from dwcp.compression import relative
 from dwcp.compression.errors import RequestInvalid
 from dwcp.compression.manifest import Chunk, Limits, Manifest
+from dwcp.compression.relative import BaseOf
 
 MAGIC = b"DWUP"
 VERSION = 1
+VERSION_RELATIVE = 2
 _HEAD = struct.Struct(">4sBI")
 
 
@@ -29,6 +32,15 @@ def prelude(manifest: Manifest, sent: Collection[bytes]) -> bytes:
     encoded = manifests.encode(manifest)
     flags = [chunk.address in sent for chunk in plan(manifest)]
     return _HEAD.pack(MAGIC, VERSION, len(encoded)) + encoded + bitmap(flags)
+
+
+def prelude_relative(manifest: Manifest, known: Mapping[str, Sequence[int]]) -> bytes:
+    """`prelude` where no chunk follows; `known` as in `relative.encode`."""
+    encoded = relative.encode(manifest, known)
+    if encoded is None:
+        return prelude(manifest, ())
+    nothing = bitmap([False] * len(plan(manifest)))
+    return _HEAD.pack(MAGIC, VERSION_RELATIVE, len(encoded)) + encoded + nothing
 
 
 def bitmap(flags: Sequence[bool]) -> bytes:
@@ -51,8 +63,9 @@ def flags(bits: bytes, count: int) -> list[bool]:
 class PreludeReader:
     """Collects the prelude; holds at most the manifest's limit and one piece."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, base_of: BaseOf = lambda _path: ()) -> None:
         self._limits = limits
+        self._base_of = base_of
         self._buffer = bytearray()
         self._manifest: Manifest | None = None
         self._plan: tuple[Chunk, ...] = ()
@@ -60,7 +73,7 @@ class PreludeReader:
     def feed(self, data: bytes) -> tuple[Manifest, tuple[Chunk, ...], bytes] | None:
         """(manifest, the chunks that follow, the first bytes of the container), once complete.
 
-        Raises `RequestInvalid` or `ManifestInvalid`.
+        Raises `RequestInvalid` or `ManifestInvalid`, or `ChunkMissing` as `relative.decode` does.
         """
         self._buffer += data
         if self._manifest is None and not self._take_manifest():
@@ -79,13 +92,18 @@ class PreludeReader:
         if len(self._buffer) < _HEAD.size:
             return False
         _magic, version, size = _HEAD.unpack_from(self._buffer)
-        if version != VERSION:
-            raise RequestInvalid(f"the upload has version {version}, this agent reads version {VERSION}")
+        if version not in {VERSION, VERSION_RELATIVE}:
+            newest = VERSION_RELATIVE
+            raise RequestInvalid(f"the upload has version {version}, this agent reads up to version {newest}")
         if size > self._limits.manifest_bytes:
             raise RequestInvalid(f"a manifest of {size} bytes, {self._limits.manifest_bytes} are allowed")
         if len(self._buffer) < _HEAD.size + size:
             return False
-        self._manifest = manifests.decode(bytes(self._buffer[_HEAD.size : _HEAD.size + size]), self._limits)
+        encoded = bytes(self._buffer[_HEAD.size : _HEAD.size + size])
+        if version == VERSION_RELATIVE:
+            self._manifest = relative.decode(encoded, self._limits, self._base_of)
+        else:
+            self._manifest = manifests.decode(encoded, self._limits)
         self._plan = plan(self._manifest)
         del self._buffer[: _HEAD.size + size]
         return True

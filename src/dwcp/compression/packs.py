@@ -62,7 +62,7 @@ PARCEL_REBUILT_MAX = 64 << 20  # what all recipes of one parcel may make
 class Part:
     """One chunk in a parcel: its bytes, or a recipe for them."""
 
-    data: bytes
+    data: bytes | memoryview
     is_recipe: bool = False
 
 
@@ -73,7 +73,7 @@ def parcel(parts: Sequence[Part]) -> bytes:
 
 
 def unparcel(raw: bytes) -> list[Part]:
-    """The parts of a parcel from anybody. Raises `RequestInvalid`."""
+    """The parts of a parcel from anybody, without copies. Raises `RequestInvalid`."""
     (count,) = _COUNT.unpack_from(raw) if len(raw) >= _COUNT.size else (0,)
     at = _COUNT.size * (count + 1)
     if not 0 < count <= PARCEL_CHUNKS_MAX or at > len(raw):
@@ -83,8 +83,9 @@ def unparcel(raw: bytes) -> list[Part]:
     if not all(0 < size <= CHUNK_BYTES_MAX for size in sizes) or at + sum(sizes) != len(raw):
         raise RequestInvalid("the sizes in a parcel do not add up to its bytes")
     parts = []
+    view = memoryview(raw)
     for size, marked in zip(sizes, declared, strict=True):
-        parts.append(Part(raw[at : at + size], bool(marked & _RECIPE)))
+        parts.append(Part(view[at : at + size], bool(marked & _RECIPE)))
         at += size
     return parts
 

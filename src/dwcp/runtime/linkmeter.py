@@ -19,7 +19,7 @@ _TCP_INFO_BYTES = 192
 _BYTES_ACKED_AT, _BUSY_US_AT = 120, 168  # `struct tcp_info`, stable since Linux 4.10
 _U64 = struct.Struct("=Q")
 _PAUSE_S = 0.02  # samples closer than this say little
-_SAMPLE_BYTES = 16 << 10  # fewer measure the round trip
+_TELLING_BYTES, _TELLING_S = 16 << 10, 0.2  # less: a question, whose time is that of its acknowledgement
 _SHOWN_S_MAX = 0.3  # a link that is slower than its first sample in this time is slow enough to be waited for
 _RATE_MAX = 10e9
 _SECONDS_MIN = 1e-6
@@ -78,7 +78,7 @@ class LinkMeter:
         # Connections that are busy at once share the link: their times must not be counted twice.
         self._acked += acked
         self._busy_s += min(elapsed_s, busy_us / 1e6)
-        if self._acked >= _SAMPLE_BYTES:
+        if self._acked >= _TELLING_BYTES or self._busy_s >= _TELLING_S:
             self._estimate.delivered(self._acked, seconds=max(_SECONDS_MIN, self._busy_s))
             self._acked, self._busy_s = 0, 0.0
 

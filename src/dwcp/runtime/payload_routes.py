@@ -27,11 +27,12 @@ from dwcp.compression.errors import (
 from dwcp.compression.intake import bitmap
 from dwcp.compression.manifest import Chunk, Kind, Manifest
 from dwcp.runtime.chunkstore import ChunkStore
+from dwcp.runtime.held import HELD_PATH, NEAR_PATH, held_answer, near_answer
 from dwcp.runtime.http import Refusal, json_response, principal
 from dwcp.runtime.linkmeter import LinkMeter
 from dwcp.runtime.packflow import Chooser, Moved, Outflow, Pacer, stream
 from dwcp.runtime.payloads import PAYLOADS_PATH, SENT, SENT_PATH, Sent, SentList, receive
-from dwcp.runtime.pushing import CHUNKS_PATH, NEAR_PATH, Pushes, near_answer
+from dwcp.runtime.pushing import CHUNKS_PATH, Pushes
 from dwcp.runtime.shipping import (
     HAVE_PATH,
     MANIFESTS_PATH,
@@ -70,6 +71,7 @@ def routes(
     for method, path, route in (
         ("POST", PAYLOADS_PATH, routes_.take_payload),
         ("POST", CHUNKS_PATH, routes_.take_chunks),
+        ("POST", HELD_PATH, routes_.say_how_files_were_cut),
         ("POST", NEAR_PATH, routes_.say_what_is_near),
         ("POST", HAVE_PATH, routes_.say_what_is_here),
         ("POST", PACKS_PATH, routes_.send_packs),
@@ -163,10 +165,16 @@ class _Routes:
         held = await asyncio.to_thread(lambda: [store.has(name) for name in names])
         return Response(bitmap(held), media_type="application/octet-stream")
 
+    async def say_how_files_were_cut(self, request: Request) -> Response:
+        return await self._said(request, held_answer)
+
     async def say_what_is_near(self, request: Request) -> Response:
+        return await self._said(request, near_answer)
+
+    async def _said(self, request: Request, answer_of: Callable[[bytes, ChunkStore], bytes]) -> Response:
         try:
             body = await _body(request)
-            answer = await asyncio.to_thread(near_answer, body, self._store(request))
+            answer = await asyncio.to_thread(answer_of, body, self._store(request))
         except TransferError as exc:
             raise self._refused(exc) from exc
         return Response(answer, media_type="application/octet-stream")

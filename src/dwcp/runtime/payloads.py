@@ -28,9 +28,10 @@ from dwcp.compression.errors import (
 )
 from dwcp.compression.manifest import Chunk, Manifest
 from dwcp.runtime.chunkstore import ChunkStore
+from dwcp.runtime.held import newest
 from dwcp.runtime.packflow import Chooser, FixedChooser, Inflow, Outflow, Pacer, stream
-from dwcp.runtime.pushing import Road, push
-from dwcp.runtime.shipping import require_taken, sentence
+from dwcp.runtime.pushing import Pushed, Road, push
+from dwcp.runtime.shipping import require_taken, sentence, unreachable
 from dwcp.runtime.trees import Tree, read_tree
 
 __all__ = ["Uploaded", "read_tree", "receive", "upload"]
@@ -101,10 +102,10 @@ async def upload(
         progress = _Handing(tree.total_bytes, tell)
         road = Road(client, url, chooser, pacer or Pacer(), progress.settled, own)
         try:
-            manifest, sent = await push(tree, road)
+            pushed = await push(tree, road)
             progress.checking()
-            answer = await _commit(client, url, manifest, query)
-            return msgspec.structs.replace(answer, received_bytes=sent)
+            answer = await _commit(client, url, pushed, query)
+            return msgspec.structs.replace(answer, received_bytes=pushed.sent_bytes)
         except SourceFailed:
             if pause_s is None:
                 raise
@@ -117,7 +118,7 @@ async def receive(body: AsyncIterator[bytes], store: ChunkStore, *, owner: str) 
 
     Raises `TransferError`. After a failure what came is kept for the next try, unless the disk is full.
     """
-    prelude = intake.PreludeReader(store.limits)
+    prelude = intake.PreludeReader(store.limits, lambda path: newest(store, path))
     async for data in body:
         opened = prelude.feed(data)
         if opened is not None:
@@ -151,12 +152,12 @@ async def _take(body: AsyncIterator[bytes], first: bytes, sent: tuple[Chunk, ...
         raise RequestInvalid(f"the upload broke off: {exc}; send it again") from exc
 
 
-async def _commit(client: httpx.AsyncClient, url: str, manifest: Manifest, query: str) -> Uploaded:
+async def _commit(client: httpx.AsyncClient, url: str, pushed: Pushed, query: str) -> Uploaded:
     """Names the payload whose chunks the agent has; the answer comes when all of it is durable there."""
     outflow = Outflow(_nothing, FixedChooser("none").begin(), Pacer(), rate_bps=1.0)
 
     async def body() -> AsyncIterator[bytes]:
-        yield intake.prelude(manifest, ())
+        yield await asyncio.to_thread(intake.prelude_relative, pushed.manifest, pushed.known)
         async for piece in stream((), outflow):
             yield piece
 
@@ -165,8 +166,8 @@ async def _commit(client: httpx.AsyncClient, url: str, manifest: Manifest, query
     try:
         response = await client.post(address_of, content=body(), timeout=timeout)
     except (httpx.HTTPError, OSError) as exc:
-        raise SourceFailed(f"the agent at {url} cannot be reached: {str(exc) or type(exc).__name__}") from exc
-    return _answer(url, response, manifest)
+        raise unreachable(url, exc) from exc
+    return _answer(url, response, pushed.manifest)
 
 
 async def sent_list(client: httpx.AsyncClient, url: str) -> tuple[Sent, ...]:
@@ -174,7 +175,7 @@ async def sent_list(client: httpx.AsyncClient, url: str) -> tuple[Sent, ...]:
     try:
         response = await client.get(url + SENT_PATH)
     except (httpx.HTTPError, OSError) as exc:
-        raise SourceFailed(f"the agent at {url} cannot be reached: {str(exc) or type(exc).__name__}") from exc
+        raise unreachable(url, exc) from exc
     if response.status_code != httpx.codes.OK:
         raise SourceFailed(f"the agent at {url}: {sentence(response.status_code, response.content)}")
     try:

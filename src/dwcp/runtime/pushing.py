@@ -1,6 +1,7 @@
 """Pushing a tree's chunks to an agent while they are still being read.
 
-    reader (a thread)   files → chunks and their addresses, batch by batch
+    asker               how were the agent's files at our paths cut? some groups of files ahead
+    reader (a thread)   files → chunks and their addresses, batch by batch; most of what is there is seen here
     asker               which of a batch does the agent lack? some questions ahead, so that no round trip is waited for
     streams             packs of what it lacks, each stream on a connection of its own
 
@@ -13,66 +14,67 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import secrets
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
 
 from dwcp.compression import deltas, packs
 from dwcp.compression import manifest as manifests
-from dwcp.compression.chunking import CHUNK_BYTES_MAX, address, cut_stream
+from dwcp.compression.chunking import CHUNK_BYTES_MAX, address
 from dwcp.compression.container import STREAM_ID_SIZE, Header, PackedBlock, Writer
 from dwcp.compression.container import Reader as BlockReader
 from dwcp.compression.deltas import Sketch
 from dwcp.compression.errors import (
     BombRefused,
-    ChunkMissing,
     RequestInvalid,
     SourceFailed,
-    SourceLied,
     StoreFull,
     TransferError,
 )
 from dwcp.compression.manifest import Chunk, Entry, Kind, Manifest
 from dwcp.compression.packs import Part
-from dwcp.consensus.core.errors import MalformedFrame
-from dwcp.consensus.crypto import codec
-from dwcp.consensus.crypto.codec import Record
+from dwcp.compression.recall import Cutter, Found, Recall
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.failpoints import failpoint
+from dwcp.runtime.held import HELD_FILES_MAX, Hint, held, near
 from dwcp.runtime.linkmeter import LinkMeter
 from dwcp.runtime.packflow import Chooser, Pacer
-from dwcp.runtime.shipping import exchange, have, require_taken
+from dwcp.runtime.shipping import have, require_taken, unreachable
 from dwcp.runtime.trees import Node, Tree, read_file, require_unchanged
 
 CHUNKS_PATH = "/v1/chunks"
-NEAR_PATH = "/v1/chunks/near"
-NEAR_HINTS_MAX = 1024
-NEAR_BYTES_MAX = 32 << 20
 _TELLING_CHUNKS = 2
-_SLACK_BYTES = 4 << 10
-_RECIPES_BELOW_BPS = 500e6  # above, finding them takes longer than sending what they save
+_PIECES = ((20e6, 512), (200e6, 1024))  # of sketches, below a rate: small ones take longer and save more
+_PIECE_BYTES_MOST = 4096
+_HINTS_UNMEASURED = 96  # so many are asked with small pieces: on a slow link these may be all there are
 PUSHES_MAX = 256  # under way at one agent
 STREAMS = 3  # one packs while one sends, and a lost packet stops one of them only
-_BATCH_BYTES = 8 << 20
+_BATCH_BYTES_FIRST, _BATCH_BYTES = 1 << 20, 8 << 20
 _BATCH_CHUNKS = 2048
 _ASKED_AHEAD = 3
+_GROUP_BYTES = 32 << 20
+_GROUPS_AHEAD = 3
 _SLICE_BYTES = 128 << 10
+_SLICE_BYTES_MAX = 1 << 20
+_SLICE_S = 0.01
 _FIRST_PACK_BYTES = 256 << 10  # little is lost where the first guess of the rate is wrong
 _ANSWER_S_MAX = 120.0
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A chunk as it was read. `data` is empty where an equal chunk is on its way already."""
+    """A chunk as it was read. `data` is empty where the agent is known to have it (`known`: its number in the
+    agent's file), or an equal one is on its way already."""
 
     chunk: Chunk
     data: bytes
     path: str
     offset: int
+    known: int = -1
 
 
 Settled = Callable[[int, int], None]  # (raw bytes that are now at the agent, of these: sent by us)
@@ -91,8 +93,18 @@ class Road:
     streams: int = STREAMS
 
 
-async def push(tree: Tree, road: Road) -> tuple[Manifest, int]:
-    """Every chunk of the tree to the agent. Returns the manifest and the raw bytes that had to travel.
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """What is at the agent now, what of it was there in files at the same paths (see `relative.encode`), and
+    the raw bytes that had to travel."""
+
+    manifest: Manifest
+    known: dict[str, tuple[int, ...]]
+    sent_bytes: int
+
+
+async def push(tree: Tree, road: Road) -> Pushed:
+    """Every chunk of the tree to the agent.
 
     Raises `PayloadChanged`, `SourceFailed` where another try may succeed, or `TransferError` with the
     agent's sentence.
@@ -106,7 +118,7 @@ async def push(tree: Tree, road: Road) -> tuple[Manifest, int]:
     except BaseExceptionGroup as group:
         raise _worst(group) from group
     await asyncio.to_thread(require_unchanged, tree)
-    return pushing.reader.manifest(), pushing.sent_bytes
+    return Pushed(pushing.reader.manifest(), pushing.reader.known, pushing.sent_bytes)
 
 
 def _worst(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -121,34 +133,67 @@ class _Files:
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
         self._entries: list[Entry] = []
+        self._seen: set[bytes] = set()
+        self._fresh = 0
+        self.known: dict[str, tuple[int, ...]] = {}  # by path, see `relative.encode`
 
-    def batches(self) -> Iterator[list[Piece]]:
+    def groups(self) -> Iterator[list[Node]]:
+        """The tree's nodes in the stretches in which they are asked for and read."""
+        group: list[Node] = []
+        size = files = 0
+        for node in self._tree.nodes:
+            group.append(node)
+            size += node.size
+            files += node.kind == Kind.FILE
+            if size >= _GROUP_BYTES or files >= HELD_FILES_MAX:
+                yield group
+                group, size, files = [], 0, 0
+        yield group
+
+    def batches(self, group: list[Node], recalls: dict[str, Recall]) -> Iterator[list[Piece]]:
         """Blocking. Raises `PayloadChanged`."""
-        seen: set[bytes] = set()
         batch: list[Piece] = []
         size = 0
-        for node in self._tree.nodes:
+        for node in group:
             offset = 0
-            for chunk, data in self._chunks(node):
-                batch.append(Piece(chunk, b"" if chunk.address in seen else data, node.path, offset))
-                seen.add(chunk.address)
+            for found in self._chunks(node, recalls.get(node.path, _NOTHING)):
+                chunk = found.chunk
+                data = found.data if found.data is not None and chunk.address not in self._seen else b""
+                batch.append(Piece(chunk, data, node.path, offset, found.known))
+                self._seen.add(chunk.address)
                 offset += chunk.size
-                size += chunk.size
-                if size >= _BATCH_BYTES or len(batch) >= _BATCH_CHUNKS:
+                size += len(data)
+                if size >= self._batch_bytes or len(batch) >= _BATCH_CHUNKS:
+                    self._fresh += size
                     yield batch
                     batch, size = [], 0
-        yield batch
+        self._fresh += size
+        if batch:
+            yield batch
+
+    @property
+    def _batch_bytes(self) -> int:
+        """Of what is new. Small at first: on a slow link the answers about one batch come while the one before
+        it is sent, and both take as long as what they speak of is large."""
+        return min(_BATCH_BYTES, max(_BATCH_BYTES_FIRST, self._fresh // 2))
 
     def manifest(self) -> Manifest:
         return manifests.make(self._entries, self._tree.limits)
 
-    def _chunks(self, node: Node) -> Iterator[tuple[Chunk, bytes]]:
-        found: list[Chunk] = []
+    def _chunks(self, node: Node, recall: Recall) -> Iterator[Found]:
+        chunks: list[Chunk] = []
+        known: list[int] = []
         if node.kind == Kind.FILE:
-            for data in cut_stream(read_file(self._tree, node)):
-                found.append(Chunk(address(data), len(data)))
-                yield found[-1], data
-        self._entries.append(Entry(node.path, node.kind, node.mode, node.size, tuple(found), node.target))
+            for found in Cutter(recall).cut(read_file(self._tree, node)):
+                chunks.append(found.chunk)
+                known.append(found.known)
+                yield found
+        if any(number >= 0 for number in known):
+            self.known[node.path] = tuple(known)
+        self._entries.append(Entry(node.path, node.kind, node.mode, node.size, tuple(chunks), node.target))
+
+
+_NOTHING = Recall()
 
 
 class _Push:
@@ -161,8 +206,9 @@ class _Push:
         self._meter = LinkMeter(clock=loop.time, first_bps=min(100e6, road.pacer.rate_bps))
         self._extensions = {"trace": self._meter.trace}
         self._pace_known = asyncio.Event()  # the first pack has left: other streams may begin
-        self._anything_there = False  # else nothing there can be like what we have
         self._packed = 0
+        self._hinted = 0
+        self._sending = 0  # packs that streams have in hand
         self._left = tree.total_bytes
         self._choice = road.chooser.begin()
 
@@ -170,17 +216,14 @@ class _Push:
 
     async def feed(self) -> None:
         """Reads, asks, and hands packs to the streams."""
-        batches = self.reader.batches()
         asked: deque[tuple[list[Piece], asyncio.Task[dict[bytes, Part]]]] = deque()
         pack = _Pack()
         try:
-            while True:
-                batch: list[Piece] = await asyncio.to_thread(next, batches, [])
-                if not batch:
-                    break
-                asked.append((batch, asyncio.create_task(self._ask(batch))))
-                if len(asked) > _ASKED_AHEAD:
-                    await self._settle(*asked.popleft(), pack)
+            async with contextlib.aclosing(self._batches()) as batches:
+                async for batch, recalls in batches:
+                    asked.append((batch, asyncio.create_task(self._ask(batch, recalls))))
+                    if len(asked) > _ASKED_AHEAD:
+                        await self._settle(*asked.popleft(), pack)
             while asked:
                 await self._settle(*asked.popleft(), pack)
         finally:
@@ -191,21 +234,57 @@ class _Push:
         for _ in range(self._road.streams):
             await self._packs.put(None)
 
-    async def _ask(self, batch: list[Piece]) -> dict[bytes, Part]:
+    async def _batches(self) -> AsyncGenerator[tuple[list[Piece], dict[str, Recall]]]:
+        """What is read, with what the agent has told about its files; that is asked some groups ahead."""
+        groups = self.reader.groups()
+        ahead: deque[tuple[list[Node], asyncio.Task[dict[str, Recall]]]] = deque()
+        try:
+            while True:
+                for group in itertools.islice(groups, _GROUPS_AHEAD - len(ahead)):
+                    ahead.append((group, asyncio.create_task(self._recalls(group))))
+                if not ahead:
+                    return
+                recalls = await ahead[0][1]
+                group, _ = ahead.popleft()
+                batches = self.reader.batches(group, recalls)
+                while batch := await asyncio.to_thread(next, batches, None):
+                    yield batch, recalls
+        finally:
+            for _group, question in ahead:
+                question.cancel()
+
+    async def _recalls(self, group: list[Node]) -> dict[str, Recall]:
+        paths = [node.path for node in group if node.kind == Kind.FILE and node.size]
+        if not paths:
+            return {}
+        return await held(self._road.client, self._road.url, paths, extensions=self._extensions)
+
+    async def _ask(self, batch: list[Piece], recalls: dict[str, Recall]) -> dict[bytes, Part]:
         """What of the batch has to travel, by address: chunks that the agent lacks, or recipes for them."""
         fresh = [piece for piece in batch if piece.data]
+        if not fresh:
+            return {}
         plan = [piece.chunk for piece in fresh]
         road = self._road
-        flags = await have(road.client, road.url, plan, extensions=self._extensions)
-        self._anything_there = self._anything_there or any(flags)
+        async with asyncio.TaskGroup() as questions:
+            recipes = questions.create_task(self._recipes(changed_a_little(batch, recalls)))
+            flags = await have(road.client, road.url, plan, extensions=self._extensions)
         lacking = [piece for piece, there in zip(fresh, flags, strict=True) if not there]
-        parts = {piece.chunk.address: Part(piece.data) for piece in lacking}
-        if lacking and self._anything_there and self._meter.rate_bps < _RECIPES_BELOW_BPS:
-            changed = _changed_a_little(fresh, flags)
-            hints = tuple(Hint(piece.path, piece.offset, piece.chunk.size) for piece in changed)
-            sketches = await near(road.client, road.url, hints, extensions=self._extensions)
-            parts |= await asyncio.to_thread(_recipes, changed, sketches)
-        return parts
+        said = recipes.result()
+        return {piece.chunk.address: said.get(piece.chunk.address, Part(piece.data)) for piece in lacking}
+
+    async def _recipes(self, changed: list[tuple[Piece, Hint]]) -> dict[bytes, Part]:
+        """Those chunks that can be said shorter."""
+        if not changed:
+            return {}
+        rate = self._meter.rate_bps if self._hinted > _HINTS_UNMEASURED else 0.0
+        self._hinted += len(changed)
+        size = next((size for below_bps, size in _PIECES if rate < below_bps), _PIECE_BYTES_MOST)
+        pieces, hints = zip(*changed, strict=True)
+        sketches = await near(
+            self._road.client, self._road.url, hints, piece_bytes=size, extensions=self._extensions
+        )
+        return await asyncio.to_thread(_shorter, pieces, sketches, size)
 
     async def _settle(
         self, batch: list[Piece], question: asyncio.Task[dict[bytes, Part]], pack: _Pack
@@ -221,6 +300,9 @@ class _Push:
             if pack.is_full(limit):
                 self._packed += 1
                 await self._packs.put(pack.take())
+        if pack.chunks and not self._sending and self._packs.empty():  # the link is idle
+            self._packed += 1
+            await self._packs.put(pack.take())
 
     # sending
 
@@ -228,7 +310,7 @@ class _Push:
         """One connection's share of the packs, until there are no more."""
         if not first:
             await self._pace_known.wait()
-        begin = await self._packs.get()
+        begin = await self._next()
         if begin is None:
             self._pace_known.set()
             return
@@ -240,8 +322,7 @@ class _Push:
                 extensions=self._extensions,
             )
         except (httpx.HTTPError, OSError) as exc:
-            detail = str(exc) or type(exc).__name__
-            raise SourceFailed(f"the agent at {self._road.url} cannot be reached: {detail}") from exc
+            raise unreachable(self._road.url, exc) from exc
         finally:
             self._pace_known.set()
         require_taken(self._road.url, response)
@@ -260,8 +341,9 @@ class _Push:
                 rate_bps=await self._rate_bps(),
             )
             failpoint("ship.push.before_pack")
-            for at in range(0, len(frame), _SLICE_BYTES):
-                piece = frame[at : at + _SLICE_BYTES]
+            slice_bytes = self._slice_bytes()
+            for at in range(0, len(frame), slice_bytes):
+                piece = frame[at : at + slice_bytes]
                 await self._road.pacer.take(len(piece))
                 yield piece
             failpoint("ship.push.after_pack")
@@ -271,7 +353,8 @@ class _Push:
             self._left -= size
             self._pace_known.set()
             self._road.settled(size, size)
-            pack = await self._packs.get()
+            self._sending -= 1
+            pack = await self._next()
         yield writer.end()
 
     async def _rate_bps(self) -> float:
@@ -279,6 +362,16 @@ class _Push:
         if self.sent_bytes:
             await self._meter.shown()
         return min(self._meter.rate_bps, self._road.pacer.rate_bps)
+
+    async def _next(self) -> list[Part] | None:
+        pack = await self._packs.get()
+        self._sending += pack is not None
+        return pack
+
+    def _slice_bytes(self) -> int:
+        """Small where others share a slow link, large where each write's own cost shows."""
+        rate = min(self._meter.rate_bps, self._road.pacer.rate_bps)
+        return max(_SLICE_BYTES, min(_SLICE_BYTES_MAX, int(rate / 8 * _SLICE_S)))
 
 
 class _Pack:
@@ -303,106 +396,41 @@ class _Pack:
         return taken
 
 
-def _changed_a_little(fresh: list[Piece], flags: list[bool]) -> list[Piece]:
-    """Chunks that are missing where an older version may be near: in files of which something is there, and
-    in files too small to tell. A file of which nothing is there was replaced; asking would cost more."""
-    held = {piece.path for piece, there in zip(fresh, flags, strict=True) if there}
-    count = Counter(piece.path for piece in fresh)
-    lacking = (piece for piece, there in zip(fresh, flags, strict=True) if not there)
-    return [piece for piece in lacking if piece.path in held or count[piece.path] <= _TELLING_CHUNKS]
+def changed_a_little(batch: Sequence[Piece], recalls: Mapping[str, Recall]) -> list[tuple[Piece, Hint]]:
+    """Chunks that may be like what the agent has at their places: in files of which it has something in this
+    batch, and in files too small to tell. A file of which nothing is there was replaced; asking would cost
+    more. Chunks that are there unchanged are not what became of another."""
+    known: dict[str, set[int]] = {}
+    for piece in batch:
+        if piece.known >= 0:
+            known.setdefault(piece.path, set()).add(piece.known)
+    count = Counter(piece.path for piece in batch)
+    changed = []
+    for piece in batch:
+        recall = recalls.get(piece.path)
+        if not piece.data or recall is None:
+            continue
+        if piece.path not in known and count[piece.path] > _TELLING_CHUNKS:
+            continue
+        numbers = recall.around(piece.offset, piece.chunk.size)
+        gone = [number for number in numbers if number not in known.get(piece.path, ())] or numbers
+        if gone:
+            first = gone[0]
+            span = min(gone[-1] + 1 - first, deltas.BASES_MAX)
+            changed.append((piece, Hint(piece.path, first, span)))
+    return changed
 
 
-def _recipes(lacking: list[Piece], sketches: tuple[tuple[Sketch, ...], ...]) -> dict[bytes, Part]:
-    """In a thread: those chunks that can be said shorter."""
+def _shorter(
+    pieces: Sequence[Piece], sketches: Sequence[tuple[Sketch, ...]], piece_bytes: int
+) -> dict[bytes, Part]:
+    """In a thread: the recipes that save something."""
     found = {}
-    for piece, bases in zip(lacking, sketches, strict=True):
-        made = deltas.recipe(piece.data, bases) if bases else None
+    for piece, bases in zip(pieces, sketches, strict=True):
+        made = deltas.recipe(piece.data, bases, piece_bytes) if bases else None
         if made is not None:
             found[piece.chunk.address] = Part(made, is_recipe=True)
     return found
-
-
-class Hint(Record, frozen=True):
-    """Where a chunk that the agent lacks is: an older version may be there."""
-
-    path: str
-    offset: int
-    size: int
-
-
-class NearRequest(Record, frozen=True):
-    """`POST /v1/chunks/near`."""
-
-    hints: tuple[Hint, ...]
-
-
-class NearAnswer(Record, frozen=True):
-    """For each hint what the agent holds around there."""
-
-    sketches: tuple[tuple[Sketch, ...], ...]
-
-
-_near_request: codec.Codec[NearRequest] = codec.Codec(NearRequest)
-_near_answer: codec.Codec[NearAnswer] = codec.Codec(NearAnswer)
-
-
-async def near(
-    client: httpx.AsyncClient,
-    url: str,
-    hints: tuple[Hint, ...],
-    *,
-    extensions: dict[str, Any] | None = None,  # Any: httpx's own
-) -> tuple[tuple[Sketch, ...], ...]:
-    """Sketches of what the agent has at these places. Raises `SourceFailed` or `SourceLied`."""
-    found: list[tuple[Sketch, ...]] = []
-    for start in range(0, len(hints), NEAR_HINTS_MAX):
-        part = hints[start : start + NEAR_HINTS_MAX]
-        answer = await exchange(
-            client,
-            "POST",
-            url + NEAR_PATH,
-            body=codec.encode(NearRequest(part)),
-            size_max=NEAR_BYTES_MAX,
-            stall_s=10.0,
-            extensions=extensions,
-        )
-        try:
-            sketches = _near_answer.decode(answer).sketches
-        except MalformedFrame as exc:
-            raise SourceLied(f"{url} answers with something else than sketches: {exc}") from exc
-        if len(sketches) != len(part):
-            raise SourceLied(f"{url} was asked about {len(part)} places and answers about {len(sketches)}")
-        found += sketches
-    return tuple(found)
-
-
-def near_answer(body: bytes, store: ChunkStore) -> bytes:
-    """The other side, blocking: an answer for a request from anybody. Raises `RequestInvalid`."""
-    try:
-        hints = _near_request.decode(body).hints
-    except MalformedFrame as exc:
-        raise RequestInvalid(f"this is no question about places: {exc}") from exc
-    if len(hints) > NEAR_HINTS_MAX:
-        raise RequestInvalid(f"{len(hints)} places in one question, {NEAR_HINTS_MAX} are allowed")
-    return codec.encode(NearAnswer(tuple(_around(hint, store) for hint in hints)))
-
-
-def _around(hint: Hint, store: ChunkStore) -> tuple[Sketch, ...]:
-    """Of the newest file at the path, the chunks that overlap the place, a chunk's length to either side."""
-    for entry in store.entries_at(hint.path)[:1]:
-        sketches: list[Sketch] = []
-        offset = 0
-        for chunk in entry.chunks:
-            overlaps = (
-                offset < hint.offset + hint.size + _SLACK_BYTES
-                and offset + chunk.size > hint.offset - _SLACK_BYTES
-            )
-            offset += chunk.size
-            if overlaps and len(sketches) < deltas.BASES_MAX:
-                with contextlib.suppress(ChunkMissing):
-                    sketches.append(deltas.sketch(chunk.address, store.get(chunk.address)))
-        return tuple(sketches)
-    return ()
 
 
 @dataclass(slots=True)
@@ -494,7 +522,7 @@ def _keep(block: PackedBlock, begun: _Begun) -> int:
     """In a thread: checks a pack and keeps its chunks."""
     rebuilt = 0
     for part in packs.unparcel(block.unpack()):
-        chunk = deltas.rebuild(part.data, begun.store.get) if part.is_recipe else part.data
+        chunk = deltas.rebuild(bytes(part.data), begun.store.get) if part.is_recipe else part.data
         rebuilt += len(chunk)
         if rebuilt > packs.PARCEL_REBUILT_MAX:
             raise BombRefused(f"the recipes of one pack make more than {packs.PARCEL_REBUILT_MAX} bytes")

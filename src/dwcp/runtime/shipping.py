@@ -48,6 +48,7 @@ from dwcp.runtime.trees import materialise
 HAVE_PATH = "/v1/chunks/have"
 PACKS_PATH = "/v1/packs"
 MANIFESTS_PATH = "/v1/manifests"
+Extensions = dict[str, Any] | None  # of a request; Any: httpx's own
 _ERROR_BYTES_MAX = 4096
 _STREAMS = 2  # of one source: one is packed while the other is sent
 _SEGMENT_PACKS = 4
@@ -124,7 +125,7 @@ async def have(
     plan: Sequence[Chunk],
     *,
     stall_s: float = 10.0,
-    extensions: dict[str, Any] | None = None,  # Any: httpx's own
+    extensions: Extensions = None,
 ) -> list[bool]:
     """Which chunks the agent at `url` has. Raises `SourceFailed` or `SourceLied`."""
     found: list[bool] = []
@@ -431,7 +432,7 @@ async def exchange(
     stall_s: float,
     body: bytes = b"",
     pass_size: Callable[[int], Awaitable[None]] | None = None,
-    extensions: dict[str, Any] | None = None,  # Any: httpx's own
+    extensions: Extensions = None,
 ) -> bytes:
     """A whole answer of at most `size_max` bytes. Raises `SourceFailed` or `SourceLied`."""
     data = bytearray()
@@ -476,6 +477,11 @@ def sentence(status: int, body: bytes) -> str:
         return msgspec.json.decode(body, type=_Problem).error.detail[:500]
     except (msgspec.DecodeError, RecursionError):
         return f"it answered {status}: {body[:200].decode('utf-8', 'replace').strip() or 'no explanation'}"
+
+
+def unreachable(url: str, exc: Exception) -> SourceFailed:
+    """What a connection that failed means: another try may succeed."""
+    return SourceFailed(f"the agent at {url} cannot be reached: {str(exc) or type(exc).__name__}")
 
 
 def require_taken(url: str, response: httpx.Response) -> None:

@@ -26,7 +26,7 @@ def _base_of(name: bytes) -> bytes:
 def test_an_overwritten_stretch_costs_little_more_than_itself(at: int) -> None:
     """Goal: 4 KiB in 80 are sent as about 4. Method: overwrite in place, say it, rebuild it."""
     new = OLD[:at] + random.Random(2).randbytes(4096) + OLD[at + 4096 :]
-    made = recipe(new, [sketch(NAME, OLD)])
+    made = recipe(new, [sketch(NAME, OLD, 1024)], 1024)
 
     assert made is not None
     assert 4096 < len(made) < 4096 + 6000
@@ -44,22 +44,22 @@ def test_any_edit_is_rebuilt(cuts: list[tuple[int, int, bytes]]) -> None:
     new = OLD
     for at, gone, put in cuts:
         new = new[:at] + put + new[at + gone :]
-    made = recipe(new, [sketch(NAME, OLD)])
+    made = recipe(new, [sketch(NAME, OLD, 1024)], 1024)
 
     assert made is None or rebuild(made, _base_of) == new
 
 
 def test_what_has_nothing_in_common_is_not_said_as_a_recipe() -> None:
     """Goal: no detour without gain. Method: other noise, and no base at all."""
-    assert recipe(random.Random(9).randbytes(50_000), [sketch(NAME, OLD)]) is None
-    assert recipe(OLD, []) is None
+    assert recipe(random.Random(9).randbytes(50_000), [sketch(NAME, OLD, 1024)], 1024) is None
+    assert recipe(OLD, [], 1024) is None
 
 
 def test_a_lying_sketch_makes_another_chunk() -> None:
     """Goal: nothing wrong passes for right. Method: sizes that shift every copy; the rebuilt bytes differ."""
-    honest = sketch(NAME, OLD)
+    honest = sketch(NAME, OLD, 1024)
     liar = Sketch(NAME, (7, *honest.sizes), bytes(8) + honest.hashes)
-    made = recipe(OLD, [liar])
+    made = recipe(OLD, [liar], 1024)
     assert made is not None
     with pytest.raises(RequestInvalid, match="reaches beyond"):
         rebuild(made, _base_of)
@@ -69,7 +69,7 @@ def test_a_lying_sketch_makes_another_chunk() -> None:
 @given(junk=st.binary(max_size=200), keep=st.integers(0, 200))
 def test_junk_ends_in_a_sentence(junk: bytes, keep: int) -> None:
     """Goal: bounded output and no foreign error. Method: a recipe cut anywhere, continued with junk."""
-    made = recipe(OLD[:40_000] + b"new" + OLD[40_000:], [sketch(NAME, OLD)])
+    made = recipe(OLD[:40_000] + b"new" + OLD[40_000:], [sketch(NAME, OLD, 1024)], 1024)
     assert made is not None
     try:
         chunk = rebuild(made[:keep] + junk, _base_of)

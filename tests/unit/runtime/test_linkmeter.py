@@ -37,6 +37,23 @@ def test_the_rate_is_what_was_acknowledged_while_busy() -> None:
     assert rate == pytest.approx(10e6)
 
 
+def test_small_questions_do_not_make_a_link_slow() -> None:
+    """Goal: a request's time is that of its acknowledgement. Method: 1 KiB a second, each busy for 40 ms; then
+    one stretch at 80 Mbit/s counts alone."""
+    now = [0.0]
+    meter = LinkMeter(clock=lambda: now[0], first_bps=100e6)
+    with Told() as connection:
+        meter.watch(connection)
+        for second in range(1, 9):
+            now[0] = float(second)
+            connection.account = (second * 1024, second * 40_000)
+            assert meter.rate_bps == 100e6
+        now[0] = 9.0
+        connection.account = (8 * 1024 + 10_000_000, 320_000 + 1_000_000)
+
+        assert meter.rate_bps == pytest.approx(80e6)
+
+
 def test_connections_that_are_busy_at_once_share_the_link() -> None:
     """Goal: their times are not added. Method: three at a third of 30 Mbit/s each, always busy."""
     now = [0.0]

@@ -23,18 +23,23 @@ from dwcp.compression.errors import (
     PayloadRefused,
     ShipFailed,
     SourceFailed,
+    SourceLied,
     TransferError,
 )
 from dwcp.compression.manifest import Manifest
+from dwcp.compression.recall import describe
+from dwcp.consensus.crypto import codec
 from dwcp.runtime.chunkstore import ChunkStore
+from dwcp.runtime.held import HELD_PATH, NEAR_PATH
+from dwcp.runtime.held import held as held_lists
 from dwcp.runtime.http import Health, application
 from dwcp.runtime.packflow import FixedChooser, Pacer
 from dwcp.runtime.payload_routes import routes
 from dwcp.runtime.payloads import Handed, Sent, sent_list, upload
-from dwcp.runtime.pushing import NEAR_PATH, Pushes
-from dwcp.runtime.shipping import Patience, Progress, Source, download, have, pull, sentence
+from dwcp.runtime.pushing import CHUNKS_PATH, Pushes
+from dwcp.runtime.shipping import HAVE_PATH, Patience, Progress, Source, download, have, pull, sentence
 from dwcp.runtime.telemetry import Telemetry
-from dwcp.runtime.trees import capture, read_tree
+from dwcp.runtime.trees import capture, index, read_tree
 
 QUICK = Patience(failures=3, first_pause_s=0, longest_pause_s=0)
 Tamper = Callable[[httpx.Request, bytes], bytes | httpx.Response]
@@ -614,28 +619,69 @@ def test_a_paced_link_is_shared_by_weight_and_survives_a_cancelled_wait() -> Non
     assert 3 < moved["urgent"] / moved["idle"] < 5
 
 
-class _SweptAfterNaming(httpx.AsyncBaseTransport):
-    """The agent gives its old payload back just after it has named chunks of it as near."""
+@pytest.mark.parametrize("lie", [b"junk", codec.encode((bytes(5),)), codec.encode((b"", b"", b"", b"", b""))])
+def test_an_agent_that_lies_about_its_files_is_found(tmp_path: Path, agents: Agents, lie: bytes) -> None:
+    """Goal: no answer does harm. Method: no lists, a list that is none, lists for other files."""
+    agents.add("oslo", ChunkStore.open(tmp_path / "oslo"))
+    agents.lies["oslo"] = lambda request, answer: lie if request.url.path == HELD_PATH else answer
 
-    def __init__(self, agents: Agents, store: ChunkStore) -> None:
+    async def main() -> None:
+        async with httpx.AsyncClient(transport=agents) as client:
+            await held_lists(client, "http://oslo", ["a", "b"])
+
+    with pytest.raises(SourceLied, match="lists of chunks"):
+        asyncio.run(main())
+
+
+def test_lists_of_other_content_cost_nothing_but_time(tmp_path: Path, agents: Agents) -> None:
+    """Goal: an agent's file may have nothing in common with ours. Method: it describes another one; the
+    payload that arrives is that of a sender who was told nothing."""
+    store = ChunkStore.open(tmp_path / "oslo")
+    agents.add("oslo", store)
+    tree = _tree(tmp_path / "payload")
+    other = describe([m.Chunk(bytes([n]) * 32, 20_000 + n) for n in range(40)])
+    files = read_tree(tree).file_count
+    agents.lies["oslo"] = lambda request, answer: (
+        codec.encode((other,) * sum(1 for node in read_tree(tree).nodes if node.size))
+        if request.url.path == HELD_PATH
+        else answer
+    )
+
+    async def main() -> bytes:
+        async with httpx.AsyncClient(transport=agents) as client:
+            answer = await upload(client, "http://oslo", read_tree(tree), name="data")
+            assert answer.files == files
+        return bytes.fromhex(answer.root)
+
+    assert asyncio.run(main()) == m.root(index(read_tree(tree)))
+
+
+class _SweptAfterNaming(httpx.AsyncBaseTransport):
+    """The agent gives its old payload back just after it has named chunks of it, in one of its answers."""
+
+    def __init__(self, agents: Agents, store: ChunkStore, path: str) -> None:
         self._agents = agents
+        self._path = path
         self._store = store
         self.swept = 0
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         response = await self._agents.handle_async_request(request)
-        if request.url.path == NEAR_PATH and not self.swept:
+        if request.url.path == self._path and not self.swept:
             self._store.release_owner("sent-data")
             self.swept = self._store.sweep() + 1
         return response
 
 
-def test_an_edit_whose_base_is_swept_meanwhile_still_arrives(tmp_path: Path, agents: Agents) -> None:
-    """Goal: what an agent named as near may be gone when the recipe arrives. Method: sweep between the two."""
+@pytest.mark.parametrize("path", [NEAR_PATH, HELD_PATH])
+def test_an_edit_whose_base_is_swept_meanwhile_still_arrives(
+    tmp_path: Path, agents: Agents, path: str
+) -> None:
+    """Goal: what an agent named may be gone when it is built on. Method: sweep after each kind of answer."""
     store = ChunkStore.open(tmp_path / "oslo")
     agents.add("oslo", store)
     tree = _tree(tmp_path / "payload")
-    sweeping = _SweptAfterNaming(agents, store)
+    sweeping = _SweptAfterNaming(agents, store, path)
 
     async def main() -> bytes:
         async with httpx.AsyncClient(transport=agents) as client:
@@ -650,3 +696,45 @@ def test_an_edit_whose_base_is_swept_meanwhile_still_arrives(tmp_path: Path, age
     root = asyncio.run(main())
     assert sweeping.swept
     assert store.complete(root)
+
+
+class _AnswersWhenFed(httpx.AsyncBaseTransport):
+    """From its third question on, the agent answers about chunks only after packs have begun to arrive."""
+
+    def __init__(self, agents: Agents) -> None:
+        self._agents = agents
+        self._fed = asyncio.Event()
+        self.questions = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == CHUNKS_PATH:
+            self._fed.set()
+        if request.url.path == HAVE_PATH:
+            self.questions += 1
+            if self.questions > 2:
+                await asyncio.wait_for(self._fed.wait(), 10)
+        return await self._agents.handle_async_request(request)
+
+
+def test_an_idle_link_takes_what_there_is(tmp_path: Path, agents: Agents) -> None:
+    """Goal: small parts do not wait for a full pack while the link is idle. Method: recipes for changes in
+    half the chunks, far less than a pack, to an agent that goes on answering only once it is sent something."""
+    agents.add("oslo", ChunkStore.open(tmp_path / "oslo"))
+    folder = tmp_path / "payload"
+    folder.mkdir()
+    noise = bytearray(random.Random(3).randbytes(12 << 20))
+    fed: list[_AnswersWhenFed] = []
+
+    async def main() -> int:
+        (folder / "noise").write_bytes(noise)
+        async with httpx.AsyncClient(transport=agents) as client:
+            await upload(client, "http://oslo", read_tree(folder), name="data")
+        for at in range(0, len(noise), 150_000):
+            noise[at] ^= 1
+        (folder / "noise").write_bytes(noise)
+        fed.append(_AnswersWhenFed(agents))
+        async with httpx.AsyncClient(transport=fed[0]) as client:
+            return (await upload(client, "http://oslo", read_tree(folder), name="data")).received_bytes
+
+    assert asyncio.run(main()) < 256 << 10
+    assert fed[0].questions > 3
