@@ -19,7 +19,8 @@ _TCP_INFO_BYTES = 192
 _BYTES_ACKED_AT, _BUSY_US_AT = 120, 168  # `struct tcp_info`, stable since Linux 4.10
 _U64 = struct.Struct("=Q")
 _PAUSE_S = 0.02  # samples closer than this say little
-_TELLING_BYTES, _TELLING_S = 16 << 10, 0.2  # less: a question, whose time is that of its acknowledgement
+_TELLING_BYTES = 16 << 10  # fewer, on a link that is mostly idle: a question, which measures the round trip
+_BUSY = 0.5  # of the time between two samples: a link that is so slow that little arrives in it
 _SHOWN_S_MAX = 0.3  # a link that is slower than its first sample in this time is slow enough to be waited for
 _RATE_MAX = 10e9
 _SECONDS_MIN = 1e-6
@@ -76,9 +77,13 @@ class LinkMeter:
             acked += account[0] - before[0]
             busy_us += account[1] - before[1]
         # Connections that are busy at once share the link: their times must not be counted twice.
+        waited_s = min(elapsed_s, busy_us / 1e6)
+        if acked < _TELLING_BYTES and waited_s < _BUSY * elapsed_s:
+            self._acked, self._busy_s = 0, 0.0  # a question, or the end of a stretch that told nothing
+            return
         self._acked += acked
-        self._busy_s += min(elapsed_s, busy_us / 1e6)
-        if self._acked >= _TELLING_BYTES or self._busy_s >= _TELLING_S:
+        self._busy_s += waited_s
+        if self._acked >= _TELLING_BYTES:
             self._estimate.delivered(self._acked, seconds=max(_SECONDS_MIN, self._busy_s))
             self._acked, self._busy_s = 0, 0.0
 

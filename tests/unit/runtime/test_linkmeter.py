@@ -121,3 +121,17 @@ def test_a_push_waits_for_the_first_sample_and_no_longer() -> None:
         assert now[0] - begun < 1.0
         assert quiet.rate_bps == 5e6
     asyncio.run(LinkMeter(clock=clock).shown())
+
+
+def test_a_link_that_is_slow_and_never_idle_is_known() -> None:
+    """Goal: pieces of a stretch add up, however often one asks. Method: 0.8 Mbit/s, asked every 20 ms."""
+    now = [0.0]
+    meter = LinkMeter(clock=lambda: now[0], first_bps=100e6)
+    with Told() as connection:
+        meter.watch(connection)
+        for step in range(1, 41):
+            now[0] = step * 0.0201
+            connection.account = (step * 2010, step * 20_100)
+            rate = meter.rate_bps
+
+    assert rate == pytest.approx(0.8e6, rel=0.01)
