@@ -34,6 +34,7 @@ from dwcp.compression.race import Entry
 from dwcp.compression.selector import Selector, selection_seconds
 from dwcp.compression.selector_stream import Step, StreamSelector
 from dwcp.compression.train_data import MARKED_BPS, RATES_BPS
+from dwcp.models.artefact import Made
 
 Array = NDArray[np.float64]
 
@@ -341,7 +342,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     facts = {
         "streams": counts,
         "codecs": oracle.NAMES,
-        "model": model.manifest.weights_digest[:16],
+        "model": model.digest[:16],
         "repeats": arguments.repeats,
     }
     return {**told(runs, seed=arguments.seed), **facts}
@@ -364,7 +365,7 @@ def load(folder: Path | None) -> models.Model:
         weights = (folder / "compression-selector.safetensors").read_bytes()
     except OSError as exc:
         raise TransferError(f"no model in {folder}: {exc.strerror}") from exc
-    return models.load(manifest, weights)
+    return models.load(Made(manifest, weights))[0]
 
 
 def streams(arguments: argparse.Namespace) -> Iterator[Stream]:

@@ -4,12 +4,14 @@
 
 Measuring is resumable and takes `--minutes` at most; model, measurements and card go to `--out`, by default
 `.dwcp/models/compression-selector` below the checkout. `--quick` does all of it in about two minutes, into a
-temporary folder. `--shipped` measures nothing: it makes the shipped model again, bit by bit, from the committed table.
+temporary folder. `--shipped` measures nothing: it makes the shipped model again, bit by bit, from the committed table,
+and pins its digest in the code.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 import time
@@ -24,6 +26,7 @@ if __name__ == "__main__":
 
 ARTEFACTS = environment.CHECKOUT / "src" / "dwcp" / "compression" / "artefacts"
 OUT = environment.CHECKOUT / ".dwcp" / "models" / "compression-selector"
+PINNED = environment.CHECKOUT / "src" / "dwcp" / "compression" / "model_shipped.py"
 CARD = environment.CHECKOUT / "docs" / "models" / "compression-selector.md"
 QUICK_SECONDS = 45.0
 QUICK_SCALE = 0.25
@@ -44,7 +47,7 @@ def main() -> int:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    from dwcp.compression import model_shipped, train, train_card
+    from dwcp.compression import model_shipped, oracle, train, train_card
 
     begun = time.monotonic()
     folder = output(arguments)
@@ -53,14 +56,25 @@ def train(arguments: argparse.Namespace) -> int:
     packed = model_shipped.artefact(table) if arguments.shipped else measured(arguments, folder)
     trained = train.from_bytes(packed, seed=arguments.seed, quick=arguments.quick, report=say)
     (folder / model_shipped.MEASUREMENTS).write_bytes(packed)
-    (folder / model_shipped.MANIFEST).write_bytes(trained.manifest_json)
-    (folder / model_shipped.WEIGHTS).write_bytes(trained.weights)
+    (folder / model_shipped.MANIFEST).write_bytes(trained.made.manifest)
+    (folder / model_shipped.WEIGHTS).write_bytes(trained.made.weights)
+    if folder == ARTEFACTS:
+        pin(trained.made.digest)
     card = CARD if folder == ARTEFACTS else folder / CARD.name
     old = card.read_text(encoding="utf-8") if card.exists() else ""
-    card.write_text(train_card.write(trained.model.manifest, old=old), encoding="utf-8")
+    card.write_text(train_card.write(trained.facts, oracle.unpack_table(packed), old=old), encoding="utf-8")
     say(f"written to {folder}; the card is {card}")
-    say(f"digest {trained.model.manifest.weights_digest}, {time.monotonic() - begun:.0f} s")
+    say(f"digest {trained.made.digest}, {time.monotonic() - begun:.0f} s")
     return 0
+
+
+def pin(digest: str) -> None:
+    """Writes which model is this release's into the code that loads it."""
+    text = PINNED.read_text(encoding="utf-8")
+    changed, count = re.subn(r'^DIGEST = "[0-9a-f]*"$', f'DIGEST = "{digest}"', text, flags=re.MULTILINE)
+    if count != 1:
+        raise AssertionError(f"{PINNED} has no line DIGEST: pin {digest} by hand")
+    PINNED.write_text(changed, encoding="utf-8")
 
 
 def output(arguments: argparse.Namespace) -> Path:

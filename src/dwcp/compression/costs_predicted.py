@@ -1,10 +1,11 @@
-"""From predicted logs to what each codec costs on a link, how doubtful that is, and the table without a model.
+"""From predicted logs to what each codec costs on a link, and the table without a model.
 
 Codecs are in the order of `codecs.CODECS`, `none` first: C = 1 + PACKERS of them.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,13 +13,14 @@ from numpy.typing import NDArray
 
 from dwcp.compression import costs
 from dwcp.compression.costs import Link, Mode, Stages
-from dwcp.compression.model import PACK, PACKERS, RATIO, UNPACK
+from dwcp.compression.model import PACK, RATIO, UNPACK
 
 Array = NDArray[np.float64]
-Places = NDArray[np.intp]
 
-_OFFSETS = np.array([PACK.start, RATIO.start, UNPACK.start])  # of the stages compress, send, decompress
-_SIGNS = np.array([1.0, -1.0, 1.0])  # a larger log makes the stage longer, but a larger ratio shorter
+_SIZE_REACH = 1.5  # doublings
+_NEAR_MIN = 8
+RATIO_REACH = 0.2  # a block is like another if one codec's log ratio and log speed differ by so much
+PACK_REACH = 0.3
 
 
 def stages_of(logs: Array, size: Array | float, *, link: Link, scale: Array | None = None) -> Stages:
@@ -51,39 +53,66 @@ def seconds_of(
     return costs.total_seconds(stages_of(logs, size, link=link, scale=scale), blocks=1, mode=mode, link=link)
 
 
-def doubts(parts: Stages, covariance: Array, *, reference: int) -> Array:
-    """[C] standard deviation of ln T_j − ln T_reference, each time taken as its slowest stage alone."""
-    slowest = np.argmax(np.stack((parts.compress, parts.send, parts.decompress)), axis=0)
-    places = _OFFSETS[slowest] + np.arange(-1, PACKERS)
-    signs = _SIGNS[slowest]
-    signs[0] = 0.0  # `none` is known
-    places[0] = 0
-    own = covariance[places, places] * signs * signs
-    shared = covariance[places, places[reference]] * signs * signs[reference]
-    return np.asarray(np.sqrt(np.maximum(own + own[reference] - 2 * shared, 0.0)))
+def careful(logs: Array, covariance: Array, *, sds: float) -> Array:
+    """[VALUES] with packing longer by so many standard deviations: a slow codec that turns out slower still
+    holds everything up, one that turns out quicker changes little."""
+    longer = logs.copy()
+    longer[PACK] += sds * np.sqrt(np.maximum(np.diag(covariance)[PACK], 0.0))
+    return longer
 
 
-def leaves(seconds: Array, doubt: Array | float, *, table: int, margin: float, caution: float) -> int:
-    """The codec to take: the soonest, if it beats the table's choice by the margin and a share of the doubt.
-
-    `doubt` is relative to the table's choice.
-    """
-    gains = np.log(seconds[table] / seconds) - caution * doubt
-    gains[table] = margin
-    return int(np.argmax(gains))
+def leaves(seconds: Array, *, table: int, margin: float) -> int:
+    """The codec to take: the soonest, if it beats the table's choice by the margin (log)."""
+    best = int(np.argmin(seconds))
+    return best if seconds[best] * math.exp(margin) < seconds[table] else table
 
 
 @dataclass(frozen=True)
 class Bank:
-    """Measured blocks that stand for all data: `logs` [R, VALUES], `log2_size` [R]. The table is made from it,
-    so that it follows the host's own speeds."""
+    """Measured blocks that stand for all data: `logs` [R, VALUES], `log2_size` [R], `weight` [R] (the more
+    alike blocks there are, the less each counts). The table is made from it, so that it follows the host's
+    own speeds."""
 
     logs: Array
     log2_size: Array
+    weight: Array
+
+    def near(self, size_bytes: float) -> Bank:
+        """Blocks of the nearest size class, or all where there are few."""
+        near = np.abs(self.log2_size - np.clip(np.log2(max(size_bytes, 1.0)), 16, 20)) <= _SIZE_REACH
+        if near.sum() < _NEAR_MIN:
+            return self
+        return Bank(self.logs[near], self.log2_size[near], self.weight[near])
+
+    def log_seconds(self, *, size_bytes: float, link: Link, mode: Mode, scale: Array | None = None) -> Array:
+        """[R, C] ln T of a block of this size, were it like each of the bank's."""
+        sizes = np.full(len(self.logs), size_bytes)
+        return np.log(seconds_of(self.logs, sizes, link=link, mode=mode, scale=scale))
 
     def choice(self, *, size_bytes: float, link: Link, mode: Mode, scale: Array | None = None) -> int:
         """The codec with the least geometric mean of T over the blocks of the nearest size class."""
-        near = np.abs(self.log2_size - np.clip(np.log2(max(size_bytes, 1.0)), 16, 20)) <= 1.0
-        logs = self.logs[near] if near.sum() >= 8 else self.logs
-        seconds = seconds_of(logs, np.full(len(logs), size_bytes), link=link, mode=mode, scale=scale)
-        return int(np.argmin(np.log(seconds).mean(axis=0)))
+        near = self.near(size_bytes)
+        logs = near.log_seconds(size_bytes=size_bytes, link=link, mode=mode, scale=scale)
+        return int(np.argmin(near.weight @ logs))
+
+
+@dataclass(frozen=True)
+class Alike:
+    """The bank as one link sees it: answers what suits blocks that one codec treats like the one at hand.
+
+    `ratio`, `pack` [C-1, R] logs on this host, `log_seconds` [R, C], `log_weight` [R].
+    """
+
+    ratio: Array
+    pack: Array
+    log_seconds: Array
+    log_weight: Array
+
+    def seconds(self, place: int, *, ratio: float, pack: float) -> Array:
+        """[C] geometric mean of T over the blocks that the codec at `place` > 0 shrinks by `ratio` (log) at
+        `pack` seconds a byte (log), or nearly so."""
+        distance = ((self.ratio[place - 1] - ratio) / RATIO_REACH) ** 2
+        distance += ((self.pack[place - 1] - pack) / PACK_REACH) ** 2
+        exponent = self.log_weight - 0.5 * distance
+        near = np.exp(exponent - exponent.max())
+        return np.asarray(np.exp(near @ self.log_seconds / near.sum()))

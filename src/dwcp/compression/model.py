@@ -2,20 +2,17 @@
 
 Evaluated with NumPy alone in some 25 µs. Values are natural logs, in blocks of nine in the order of
 `codecs.CODECS` without `none`: raw/packed, packing seconds a byte, unpacking seconds a byte, on the
-reference host. Weights are a safetensors file, everything else is in the manifest beside it.
+reference host. The files are those of every model here (`dwcp.models.artefact`); what the selector knows beside
+its weights (margins, the reference host's speeds) are arrays like them.
 """
 
 from __future__ import annotations
 
-import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-import msgspec
 import numpy as np
-import safetensors
-import safetensors.numpy
 from blake3 import blake3
 from numpy.typing import NDArray
 
@@ -23,56 +20,39 @@ from dwcp.compression import features
 from dwcp.compression.codecs import CODECS
 from dwcp.compression.errors import ModelInvalid
 from dwcp.compression.feedback import Spread
+from dwcp.models import artefact
+from dwcp.models.artefact import Array, Artefact, Golden, Made, ModelRefused
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
-SCHEMA = 1
+NAME = "compression-selector"
 NAMES = tuple(codec.name for codec in CODECS[1:])  # `none` needs no prediction
 PACKERS = len(NAMES)
 VALUES = 3 * PACKERS
 RATIO, PACK, UNPACK = (slice(part * PACKERS, (part + 1) * PACKERS) for part in range(3))
 RATIO_MIN = 0.98  # below that a block is stored
 
-# name of each tensor: its dimensions; N nets, F features, H hidden, V values, R rows of the bank
+SCHEMA = artefact.schema_of((*features.NAMES, f"version {features.VERSION}", *NAMES))
+# name of each tensor: its dimensions; N nets, F features, H hidden, V values, R rows of the bank, L rates in bit/s and
+# S sizes in bytes of `gain`, C codecs, D packing and unpacking in bytes/s, U one
 SHAPES = {
     "w1": "NFH", "b1": "NH", "w2": "NHH", "b2": "NH", "w3": "NHV", "b3": "NV",
     "x_mean": "F", "x_scale": "F", "x_low": "F", "x_high": "F",
     "y_mean": "V", "y_scale": "V", "y_low": "V", "y_high": "V",
-    "sigma": "VV", "bank": "RV", "bank_log2_size": "R", "gain": "LS",
+    "sigma": "VV", "bank": "RV", "bank_log2_size": "R", "bank_weight": "R",
+    "gain": "LS", "margins": "L", "rates": "L", "sizes": "S", "rho": "U", "speeds": "CD",
 }  # fmt: skip
-_BYTES_MAX = 16 << 20
-
-
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a model is, where it comes from, and how well it did; all of it is read from here, never known."""
-
-    name: str
-    schema: int
-    features: tuple[str, ...]
-    features_version: int
-    codecs: tuple[str, ...]
-    weights_digest: str  # BLAKE3 of the safetensors file
-    table_digest: str  # of the measurement table it was trained on
-    code_digest: str  # of the training code
-    seed: int
-    rho: float
-    margin: float
-    caution: float
-    rates_bps: tuple[float, ...]  # L of `gain`
-    sizes_bytes: tuple[int, ...]  # S of `gain`
-    speeds: dict[str, tuple[float, float]]  # the reference host's calibration, bytes/s
-    processor: str
-    libraries: dict[str, str]
-    training: dict[str, Any]  # counts and regret tables, for people: Any
+_GOLDEN_ROWS = 8
+_GOLDEN_DIGITS = 6  # so that the manifest is the same on any processor
 
 
 @dataclass(frozen=True)
 class Model:
-    """A checked model. `tensors` are float64 and finite."""
+    """A model at work. `tensors` are float64, finite and of the right shapes; `digest` names it."""
 
-    manifest: Manifest
     tensors: dict[str, Matrix]
+    digest: str = ""
 
     def predict(self, vector: Vector) -> Vector:
         """`[VALUES]` from `[COUNT]` features; inputs and outputs clipped to the range of the training data."""
@@ -90,7 +70,13 @@ class Model:
 
     @cached_property
     def spread(self) -> Spread:
-        return Spread(self.tensors["sigma"], self.manifest.rho)
+        return Spread(self.tensors["sigma"], float(self.tensors["rho"][0]))
+
+    @cached_property
+    def speeds(self) -> dict[str, tuple[float, float]]:
+        """The reference host's calibration: bytes/s of packing and unpacking."""
+        rows = self.tensors["speeds"].tolist()
+        return {codec.name: (pack, unpack) for codec, (pack, unpack) in zip(CODECS, rows, strict=True)}
 
     @cached_property
     def _x_inverse(self) -> Vector:
@@ -110,38 +96,67 @@ class Model:
         return 0.75 * (self.tensors["x_high"] - self.tensors["x_low"]) + 1e-6
 
 
-def encode_tensors(tensors: dict[str, Matrix]) -> bytes:
-    """Float32 safetensors; equal tensors give equal bytes."""
-    return safetensors.numpy.save({name: np.ascontiguousarray(tensors[name], np.float32) for name in SHAPES})
-
-
 def digest(data: bytes) -> str:
     return blake3(data).hexdigest()
 
 
-def load(manifest_json: bytes, weights: bytes) -> Model:
-    """Checks digest, schema, names, shapes and values. Raises `ModelInvalid`."""
-    try:
-        manifest = msgspec.json.decode(manifest_json, type=Manifest)
-    except (msgspec.DecodeError, RecursionError) as exc:
-        raise ModelInvalid(f"the model's manifest cannot be read: {exc}") from exc
-    ours = (SCHEMA, features.VERSION, features.NAMES, NAMES)
-    theirs = (manifest.schema, manifest.features_version, manifest.features, manifest.codecs)
-    if ours != theirs:
-        raise ModelInvalid("the model was made for another release: its features or codecs differ")
-    if len(weights) > _BYTES_MAX or digest(weights) != manifest.weights_digest:
-        raise ModelInvalid("the model's weights are not the ones that its manifest names")
-    return Model(manifest, _tensors(weights, manifest))
+def make(
+    tensors: Mapping[str, Matrix], *, trained_on: Mapping[str, str], figures: Mapping[str, float]
+) -> Made:
+    """The files of a model; equal inputs give equal bytes. `trained_on`: digests; `figures`: what was measured."""
+    weights = {name: np.asarray(tensors[name], np.float32) for name in SHAPES}
+    names = "".join(digest(weights[name].tobytes()) for name in sorted(weights))
+    low, high = weights["x_low"].tolist(), weights["x_high"].tolist()
+    return artefact.make(
+        name=NAME,
+        version=digest(names.encode())[:12],
+        schema=SCHEMA,
+        weights=weights,
+        bounds=dict(zip(features.NAMES, zip(low, high, strict=True), strict=True)),
+        trained_on=trained_on,
+        figures=figures,
+        golden=_golden(weights),
+    )
 
 
-def _tensors(weights: bytes, manifest: Manifest) -> dict[str, Matrix]:
+def load(made: Made) -> tuple[Model, Artefact]:
+    """The model and its facts, after every check. Raises `ModelInvalid`."""
     try:
-        raw = safetensors.numpy.load(weights)
-    except (safetensors.SafetensorError, ValueError, KeyError, struct.error) as exc:
-        raise ModelInvalid(f"the model's weights cannot be read: {exc}") from exc
-    sizes = {"F": features.COUNT, "V": VALUES, "L": len(manifest.rates_bps), "S": len(manifest.sizes_bytes)}
+        found = artefact.load(made, name=NAME, schema=SCHEMA, forward=forward)
+    except ModelRefused as exc:
+        raise ModelInvalid(str(exc)) from exc
+    return of(found), found
+
+
+def of(found: Artefact) -> Model:
+    """The model of an artefact that was loaded before. Raises `ModelInvalid`."""
+    return Model(_tensors(found.weights), found.digest)
+
+
+def forward(weights: Mapping[str, Array], rows: Array) -> Array:
+    """[rows, F] to [rows, V]: what golden vectors are checked with. Raises `ValueError` for other tensors."""
+    try:
+        learned = Model(_tensors(weights))
+    except ModelInvalid as exc:
+        raise ValueError(str(exc)) from exc
+    return np.stack([learned.predict(row.astype(np.float64)) for row in rows])
+
+
+def _golden(weights: Mapping[str, Array]) -> tuple[Golden, ...]:
+    """Points between the lowest and the highest features of training, the ends included."""
+    low, high = (np.asarray(weights[name], np.float64) for name in ("x_low", "x_high"))
+    rows = np.array([low + (high - low) * step / (_GOLDEN_ROWS - 1) for step in range(_GOLDEN_ROWS)])
+    rows = rows.round(_GOLDEN_DIGITS)
+    outputs = forward(weights, rows).round(_GOLDEN_DIGITS)
+    return tuple(
+        Golden(tuple(row), tuple(out)) for row, out in zip(rows.tolist(), outputs.tolist(), strict=True)
+    )
+
+
+def _tensors(raw: Mapping[str, Array]) -> dict[str, Matrix]:
     if set(raw) != set(SHAPES):
         raise ModelInvalid(f"the model has other tensors than {', '.join(SHAPES)}")
+    sizes = {"F": features.COUNT, "V": VALUES, "C": len(CODECS), "D": 2, "U": 1}
     for name, dimensions in SHAPES.items():
         shape = raw[name].shape
         fits = len(shape) == len(dimensions) and all(

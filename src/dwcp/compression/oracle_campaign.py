@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import msgspec
+
 from dwcp.compression import calibration, features, oracle
 from dwcp.compression.corpus import Piece
 from dwcp.compression.oracle import Measurement, Oracle
@@ -60,6 +62,12 @@ def _measure(measure: Oracle, piece: Piece, key: str) -> Measurement:
         pack_us=pack_us,
         unpack_us=unpack_us,
     )
+
+
+def measured_again(measure: Oracle, row: Measurement, raw: bytes) -> Measurement:
+    """The same piece with the sizes and times that it has now."""
+    packed, pack_us, unpack_us = measure.measure(raw, patience_s=PATIENCE_S)
+    return msgspec.structs.replace(row, packed=packed, pack_us=pack_us, unpack_us=unpack_us)
 
 
 def _described(row: Measurement, raw: bytes) -> Measurement:

@@ -1,8 +1,9 @@
 """A race: which codecs are worth trying on a block before it is sent, while the processor would be idle.
 
-Pure: `next` names a codec, the caller packs with it and tells `observe` the size and the CPU seconds. All
-trials together take no longer than the sending that they hide behind. Who may run is settled once, from the
-predictions and their doubts; the winner is settled by what was seen.
+Pure: `next` names a codec, the caller packs with it and tells `observe` the size and the CPU seconds. Each
+trial corrects what is believed of the codecs that were not tried, as far as the model's errors go together;
+another one runs only while it is expected to save more than it may cost, its packing taken at the slow end of
+what is likely. What was tried is what is sent: a codec that was not tried would have to be packed with as well.
 """
 
 from __future__ import annotations
@@ -14,17 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dwcp.compression import costs_predicted
-from dwcp.compression.costs import HEADER_BYTES, Stages, Terms
+from dwcp.compression.costs import HEADER_BYTES, Objective, Stages, Terms
 from dwcp.compression.model import NAMES, PACK, RATIO, RATIO_MIN
 
 Array = NDArray[np.float64]
 
-IDLE_SHARE = 0.8  # of the sending may be spent packing, the winner included
 ENTRANTS_MAX = 5
 PROBE = 1 + NAMES.index("zstd-1")  # tells in 2 ms a MiB how a block compresses
 _SLOW = 0.1  # of the sending: a codec that takes longer is probed for first
 _PROMISE_MIN = 0.004  # expected share of the time that a trial has to save to be worth it
-_SECONDS_MIN = 1e-7
+_CAREFUL = 1.5  # standard deviations that packing may take longer than predicted
+_NOISE = 1e-4  # variance of a measurement's own error, log units²
+_RARE_SHARE = 0.05  # of packings take
+_RARE_TIMES = 3.5  # times as long as predicted: block sorting of long repeats
+_SURPRISE = 2.5  # standard deviations from which on the rest is doubted as much more
+SECONDS_MIN = 1e-7
+_NEVER = 99.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,111 +44,147 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Prospect:
-    """What is believed of a block: stages and scores [C], lower is better, and the covariance of the logs."""
+    """What is believed of a block on this host: logs [VALUES] and their covariance; stages and scores [C] that
+    follow, lower is better."""
 
     size: int
     terms: Terms
+    logs: Array
+    covariance: Array
     parts: Stages
     scored: Array
-    covariance: Array
     table: int
 
 
 class Race:
-    """One block's race, the quickest codec first: what it shows tells whether the slow ones may run."""
+    """One block's race."""
 
     def __init__(self, prospect: Prospect) -> None:
         self.prospect = prospect
         self.entries: list[Entry] = []
-        best = int(np.argmin(prospect.scored))
-        self._send_s = float(prospect.parts.send[best])
-        self._surprise = 1.0  # bytes seen over bytes predicted
+        self._logs, self._covariance = prospect.logs, prospect.covariance
         self._spent_s = 0.0
-        self._line = _line(prospect, best, self._send_s)
 
     def next(self) -> int | None:
         """The codec to try now, or None: the race is over."""
-        while self._line:
-            place = self._line.pop(0)
-            room_s = self._send_s * min(1.0, self._surprise) - self._spent_s
-            tried = any(entry.place == place for entry in self.entries)
-            if not tried and self.prospect.parts.compress[place] <= room_s:
-                return place
-        return None
+        if len(self.entries) >= ENTRANTS_MAX:
+            return None
+        if not self.entries:
+            return self._first()
+        parts = self._outlook(self._careful())
+        seconds, scored = self.prospect.terms.score(parts)
+        tried = {0, *(entry.place for entry in self.entries)}
+        best = min((*tried, self.prospect.table), key=lambda place: float(scored[place]))
+        promises = self._promises(parts, seconds, scored, best=best)
+        place = max(
+            (place for place in range(1, len(scored)) if place not in tried), key=promises.__getitem__
+        )
+        if promises[place] > _PROMISE_MIN:
+            return place
+        return None if best in tried else best
 
     def observe(self, entry: Entry) -> None:
         """The outcome of a trial."""
         self.entries.append(entry)
         self._spent_s += entry.pack_s
-        self._surprise = (entry.packed + HEADER_BYTES) / float(self.prospect.parts.sent_bytes[entry.place])
+        if not entry.place:
+            return
+        at, errors = errors_of([entry], self._logs, size=self.prospect.size)
+        prior = self._covariance[np.ix_(at, at)] + _NOISE * np.eye(len(at))
+        beyond = float(np.max(np.abs(errors) / np.sqrt(np.diag(prior)))) / _SURPRISE
+        if beyond > 1.0:
+            self._covariance = self._covariance * beyond**2
+            prior = prior * beyond**2
+        gain = np.linalg.solve(prior, self._covariance[at]).T
+        self._logs = self._logs + gain @ errors
+        self._covariance = self._covariance - gain @ self._covariance[at]
 
     def winner(self, lead: int) -> int:
-        """The best of what was tried, of sending raw, of the lead and of the table's choice; the last two as
-        predicted, but corrected by how far the trials were off."""
+        """The best of what was tried and of sending raw; of a race that was cut short the lead and the table's
+        choice may be it untried."""
         if not self.entries:
             return lead
-        _, scored = self.prospect.terms.score(self._seen())
+        parts = self._outlook(self._careful())
+        scored = self.prospect.terms.score(parts)[1]
         places = (*(entry.place for entry in self.entries), 0, lead, self.prospect.table)
-        return min(places, key=lambda place: float(scored[place]))
+        return min(places, key=lambda place: (float(scored[place]), float(parts.sent_bytes[place])))
 
-    def _seen(self) -> Stages:
-        """The stages with what was seen in the place of what was predicted. The trials are spent in any case:
-        one that was not tried costs its own packing on top."""
-        parts, link = self.prospect.parts, self.prospect.terms.link
-        cores = link.sender_share * link.sender_cores
-        compress, cpu = parts.compress + self._spent_s / cores, parts.cpu + self._spent_s
-        sent = np.minimum(parts.sent_bytes * self._surprise, self.prospect.size + HEADER_BYTES)
-        sent[0] = parts.sent_bytes[0]
+    def _first(self) -> int | None:
+        """The soonest, or a quick one where the soonest is slow and might be slower than predicted."""
+        prospect = self.prospect
+        parts = self._outlook(self._careful())
+        scored = prospect.terms.score(parts)[1]
+        best = int(np.argmin(scored))
+        probes = parts.compress[best] > _SLOW * parts.send[best] and np.isfinite(scored[PROBE])
+        return (PROBE if probes else best) or None
+
+    def _careful(self) -> Array:
+        """The logs with packing at the slow end of what is likely, but for the table's choice: to be slow with
+        that is no worse than the table."""
+        logs = costs_predicted.careful(self._logs, self._covariance, sds=_CAREFUL)
+        if self.prospect.table:
+            at = PACK.start + self.prospect.table - 1
+            logs[at] = self._logs[at]
+        return logs
+
+    def _outlook(self, logs: Array) -> Stages:
+        """The stages with each codec as the next trial, or as it was seen; what was spent is spent in any case."""
+        prospect = self.prospect
+        link, size = prospect.terms.link, prospect.size
+        parts = costs_predicted.stages_of(logs, size, link=link)
+        compress = parts.compress + self._spent_s / (link.sender_share * link.sender_cores)
+        cpu, sent = parts.cpu + self._spent_s, parts.sent_bytes.copy()
         for entry in self.entries:
-            compress[entry.place] = self._spent_s / cores
-            cpu[entry.place] -= parts.compress[entry.place] * cores
-            sent[entry.place] = min(entry.packed, self.prospect.size) + HEADER_BYTES
+            compress[entry.place] = compress[0]
+            cpu[entry.place] -= parts.compress[entry.place] * link.sender_share * link.sender_cores
+            sent[entry.place] = min(entry.packed, size) + HEADER_BYTES
         return replace(parts, compress=compress, send=sent * (8 / link.rate_bps), sent_bytes=sent, cpu=cpu)
 
+    def _promises(self, parts: Stages, seconds: Array, scored: Array, *, best: int) -> list[float]:
+        """[C] what a trial of each is expected to save, a share (log) of what the best so far takes: its size may
+        come out better than predicted, but nothing is sooner than packing ends; one that fails holds up the best."""
+        in_time = self.prospect.terms.goal.objective is Objective.TIME
+        with np.errstate(divide="ignore", invalid="ignore"):
+            gains = np.nan_to_num(np.log(scored[best] / scored), nan=-_NEVER, neginf=-_NEVER)
+            losses = np.log(self._failed(parts, best) / scored[best])
+            losses = np.nan_to_num(losses, nan=_NEVER, posinf=_NEVER)
+            longer = np.log(parts.compress / seconds[best])
+        caps = -longer if in_time else np.full_like(longer, _NEVER)
+        rare = np.maximum(longer + math.log(_RARE_TIMES), 0.0)
+        rare[self.prospect.table] = 0.0
+        losses += _RARE_SHARE * rare
+        doubts = np.sqrt(np.maximum(np.diag(self._covariance)[RATIO], 0.0))
+        rows = zip(gains[1:].tolist(), losses[1:].tolist(), caps[1:].tolist(), doubts.tolist(), strict=True)
+        promises = [min(_expected(gain + loss, doubt) - loss, cap) for gain, loss, cap, doubt in rows]
+        return [-_NEVER, *promises]
 
-def errors_of(entries: list[Entry], logs: Array, *, size: int, scale: Array) -> tuple[list[int], Array]:
-    """(places among the predicted values, observed minus predicted there, on the reference host's scale)."""
+    def _failed(self, parts: Stages, best: int) -> Array:
+        """[C] scores if each was tried in vain and the best so far is sent after all."""
+
+        def same(values: Array) -> Array:
+            return np.full_like(values, values[best])
+
+        fallback = replace(
+            parts,
+            send=same(parts.send), decompress=same(parts.decompress), sent_bytes=same(parts.sent_bytes),
+        )  # fmt: skip
+        return self.prospect.terms.score(fallback)[1]
+
+
+def errors_of(entries: list[Entry], logs: Array, *, size: int) -> tuple[list[int], Array]:
+    """(places among the predicted values, observed minus predicted there). `logs` are for this host."""
     at: list[int] = []
     errors: list[float] = []
     for entry in entries:
         ratio, pack = RATIO.start + entry.place - 1, PACK.start + entry.place - 1
         at += [ratio, pack]
         errors.append(math.log(max(RATIO_MIN, size / max(1, entry.packed))) - float(logs[ratio]))
-        errors.append(math.log(max(entry.pack_s, _SECONDS_MIN) / size) - float(scale[pack] + logs[pack]))
+        errors.append(math.log(max(entry.pack_s, SECONDS_MIN) / size) - float(logs[pack]))
     return at, np.array(errors)
 
 
-def _line(prospect: Prospect, best: int, send_s: float) -> list[int]:
-    """Who runs, quickest first: the best, a probe where the best is slow, the table's choice, then whoever
-    promises to save time, while there is room. `none` needs no trial."""
-    cost_s = prospect.parts.compress
-    promise = _promises(prospect, best)
-    others = [int(place) for place in np.argsort(-promise) if promise[place] >= _PROMISE_MIN]
-    wanted = [best, *([PROBE] if cost_s[best] > _SLOW * send_s else []), prospect.table, *others]
-    room_s = send_s
-    line: list[int] = []
-    for place in dict.fromkeys(wanted):
-        if (
-            place
-            and np.isfinite(prospect.scored[place])
-            and cost_s[place] <= room_s
-            and len(line) < ENTRANTS_MAX
-        ):
-            line.append(place)
-            room_s = IDLE_SHARE * send_s - sum(cost_s[each] for each in line)
-    return sorted(line, key=lambda place: float(cost_s[place]))
-
-
-def _promises(prospect: Prospect, best: int) -> Array:
-    """[C] E[max(0, ln T_best − ln T_j)] of a normal difference: what a trial of j is expected to save."""
-    doubt = costs_predicted.doubts(prospect.parts, prospect.covariance, reference=best)
-    with np.errstate(divide="ignore"):  # of codecs that may not be used
-        gains = np.log(prospect.scored[best] / prospect.scored).tolist()
-    promise = [_expected(gain, sd) for gain, sd in zip(gains, doubt.tolist(), strict=True)]
-    return np.array(promise)
-
-
 def _expected(mean: float, sd: float) -> float:
+    """E[max(0, X)] of a normal X."""
     z = mean / max(sd, 1e-9)
     if z < -5:
         return 0.0

@@ -16,17 +16,18 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from dwcp.compression import codecs, costs, costs_predicted, features
+from dwcp.compression import codecs, costs_predicted, features
 from dwcp.compression.costs import Goal, Link, Mode, Terms
-from dwcp.compression.costs_predicted import Bank
+from dwcp.compression.costs_predicted import Alike, Bank
 from dwcp.compression.feedback import Belief, Spread
-from dwcp.compression.model import PACK, UNPACK, VALUES, Model
+from dwcp.compression.model import PACK, RATIO, UNPACK, VALUES, Model
 from dwcp.compression.race import Prospect
 
 Array = NDArray[np.float64]
 
 SEGMENT_BYTES = 1 << 20
 SELECTION_S = 250e-6  # features, networks and pricing of one block, unless it was measured
+CAREFUL = 1.0  # standard deviations that packing may take longer than predicted, but for the table's choice
 _GAIN_TRUST = 0.4  # a cell's gain comes from a few dozen blocks, and the cost of asking varies
 _BINS_PER_DECADE = 8
 _SCALE_MAX = math.log(20)
@@ -53,6 +54,8 @@ class Cell:
     seconds: float  # typical T of one block
     gain: float  # ln(T_table/T_model), out of fold
     idle_s: float  # of the processor while a typical block is sent
+    margin: float  # log of how far the table's choice has to be beaten
+    alike: Alike = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +119,10 @@ class Selector:
         self.model = model
         self.selection_s = selection_s
         self.busy = 0.0  # log of how much slower packing is now than calibrated
-        reference = model.manifest.speeds
+        reference = model.speeds
         self.scale = host_scale(speeds, reference) if speeds is not None else np.zeros(VALUES)
         self._calibrated = self.scale
-        self.bank = Bank(model.tensors["bank"], model.tensors["bank_log2_size"])
+        self.bank = Bank(*(model.tensors[name] for name in ("bank", "bank_log2_size", "bank_weight")))
         self.typical = self.bank.logs.mean(axis=0)
         deviations = self.bank.logs - self.typical
         self.typical_spread = Spread(deviations.T @ deviations / len(deviations) + 1e-6 * np.eye(VALUES), 0.8)
@@ -175,7 +178,7 @@ class Selector:
         reason = (
             "far from all training data: typical data was assumed" if strange else "predicted from a sample"
         )
-        return self.weigh(logs, belief, size=block, table=cell.place, terms=terms, reason=reason)
+        return self.weigh(logs, belief, size=block, cell=cell, terms=terms, reason=reason)
 
     def weigh(
         self,
@@ -183,21 +186,24 @@ class Selector:
         belief: Belief,
         *,
         size: int,
-        table: int,
+        cell: Cell,
         terms: Terms,
-        tier: Tier = Tier.MODEL,
         reason: str = "",
     ) -> Decision:
         """The choice under `logs` corrected by `belief`: the table's, unless another beats it clearly."""
-        parts = costs_predicted.stages_of(logs + belief.mean, size, link=terms.link, scale=self.scale)
+        table = cell.place
+        here = logs + belief.mean + self.scale
+        parts = costs_predicted.stages_of(here, size, link=terms.link)
         seconds, scored = terms.score(parts)
-        prospect = Prospect(size, terms, parts, scored, belief.covariance, table)
+        prospect = Prospect(size, terms, here, belief.covariance, parts, scored, table)
         if terms.goal != Goal() or not np.isfinite(scored[table]):
-            return Decision(int(np.argmin(scored)), table, tier, seconds, reason, prospect)
-        facts = self.model.manifest
-        doubt = costs_predicted.doubts(parts, belief.covariance, reference=table) if facts.caution else 0.0
-        place = costs_predicted.leaves(scored, doubt, table=table, margin=facts.margin, caution=facts.caution)
-        return Decision(place, table, tier, seconds, reason, prospect)
+            place = int(np.argmin(scored))
+        else:
+            careful = costs_predicted.careful(here, belief.covariance, sds=CAREFUL)
+            _, doubtful = terms.score(costs_predicted.stages_of(careful, size, link=terms.link))
+            doubtful[table] = scored[table]
+            place = costs_predicted.leaves(doubtful, table=table, margin=cell.margin)
+        return Decision(place, table, Tier.MODEL, seconds, reason, prospect)
 
     def _by_table(self, cell: Cell, size: int, terms: Terms) -> Decision:
         seconds = costs_predicted.seconds_of(
@@ -211,13 +217,20 @@ class Selector:
             rate_bps, sender_share=link.sender_share, receiver_share=link.receiver_share,
             sender_cores=link.sender_cores, receiver_cores=link.receiver_cores,
         )  # fmt: skip
-        place = self.bank.choice(size_bytes=size, link=binned, mode=mode, scale=self.scale)
-        sizes = np.full(len(self.bank.logs), size)
-        parts = costs_predicted.stages_of(self.bank.logs, sizes, link=binned, scale=self.scale)
-        seconds = costs.total_seconds(parts, blocks=1, mode=mode, link=binned)[:, place]
-        idle = parts.send[:, place] - parts.compress[:, place]
-        facts = self.model.manifest
-        row = int(np.argmin(np.abs(np.log(np.array(facts.rates_bps) / rate_bps))))
-        column = int(np.argmin(np.abs(np.log(np.array(facts.sizes_bytes) / size))))
-        gain = _GAIN_TRUST * float(self.model.tensors["gain"][row, column])
-        return Cell(place, float(np.median(seconds)), gain, float(np.median(idle)))
+        near = self.bank.near(size)
+        logs = near.log_seconds(size_bytes=size, link=binned, mode=mode, scale=self.scale)
+        place = int(np.argmin(near.weight @ logs))
+        sizes = np.full(len(near.logs), size)
+        parts = costs_predicted.stages_of(near.logs, sizes, link=binned, scale=self.scale)
+        here = (near.logs + self.scale).T
+        learned = self.model.tensors
+        row = int(np.argmin(np.abs(np.log(learned["rates"] / rate_bps))))
+        column = int(np.argmin(np.abs(np.log(learned["sizes"] / size))))
+        return Cell(
+            place=place,
+            seconds=float(np.exp(np.median(logs[:, place]))),
+            gain=_GAIN_TRUST * float(learned["gain"][row, column]),
+            idle_s=float(np.median(parts.send[:, place] - parts.compress[:, place])),
+            margin=float(learned["margins"][row]),
+            alike=Alike(here[RATIO], here[PACK], logs, np.log(near.weight)),
+        )

@@ -17,20 +17,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from dwcp.compression import features
+from dwcp.compression import costs_predicted, features
 from dwcp.compression.costs import Link, Terms
 from dwcp.compression.feedback import StreamErrors
-from dwcp.compression.model import RATIO, RATIO_MIN
-from dwcp.compression.race import Entry, Race, errors_of
-from dwcp.compression.selector import SEGMENT_BYTES, Cell, Decision, Selector, Tier
+from dwcp.compression.model import RATIO_MIN
+from dwcp.compression.race import SECONDS_MIN, Entry, Race, errors_of
+from dwcp.compression.selector import SEGMENT_BYTES, Cell, Selector, Tier
 
 _HORIZON_SEGMENTS = 8.0  # content rarely stays the same for longer
 _KEEPS = 0.7  # share of a decision's worth that the following segments still have
 _COLD = 2.0  # a decision between blocks finds cold caches, the measured ones were warm
-_RACE_WORTH = 0.003  # of a segment's time: what a race saves beside the model's gain
-_REVISION_WORTH = 0.005
-_REVISION_COST = 0.5  # of a decision by the model
-_CHANGED = 0.3  # a log ratio this far off what was expected is other content
+_RACE_WORTH = 0.005  # of a segment's time: what a race saves beside the model's gain
+_RACE_COST = 4.0  # decisions by the model: each trial is thought about
+_LOOK_WORTH = 0.005
+_LOOK_COST = 0.2  # of a decision by the model
+_LOOK_MARGIN = 0.03  # log of how far the table's choice has to be beaten
+_CHANGED = 0.1  # a log ratio or speed this far from the last one is other content
 
 
 @dataclass(slots=True)
@@ -54,16 +56,17 @@ class StreamSelector:
         self._logs = selector.typical
         self._errors = StreamErrors(selector.typical_spread)
         self._place: int | None = None  # what goes on unless something happens
-        self._expected: float | None = None  # log ratio that it should have; None: what is predicted
-        self._revise = False
-        self._watches = True  # whether what is learned can still pay
+        self._seen: tuple[int, float, float] | None = None  # place, log ratio, log seconds a byte
+        self._looks = False  # whether what was seen last asks for another look
+        self._watches = True  # whether a look can still pay
+        self._typical_s = math.inf  # what a segment of this stream takes
         self._index = 0
 
     def retune(self, link: Link) -> None:
         """The link changed; what is known of the content stays."""
         self._terms = replace(self._terms, link=link)
-        self._place = None
-        self._revise = not self._errors.fresh
+        self._place, self._typical_s = None, math.inf
+        self._looks = self._seen is not None
 
     def begin(self, raw: bytes | memoryview, *, left_bytes: int) -> Step:
         """Decides about a segment. `left_bytes` of the stream, this segment included."""
@@ -71,13 +74,15 @@ class StreamSelector:
         cell = self._selector.cell(size=size, link=self._terms.link, mode=self._terms.mode)
         blocks = 1.0 + _KEEPS * min(_HORIZON_SEGMENTS, max(0, left_bytes - size) / SEGMENT_BYTES)
         cost_s = _COLD * self._selector.selection_s
-        races = (max(0.0, cell.gain) + _RACE_WORTH) * cell.seconds > cost_s and cell.idle_s > cost_s
+        segment_s = min(cell.seconds, self._typical_s)
+        worth_s = (max(0.0, cell.gain) + _RACE_WORTH) * segment_s
+        races = worth_s > _RACE_COST * self._selector.selection_s and cell.idle_s > cost_s
         fresh = self._index == 0
         if races or (fresh and (not self._terms.plain or cell.gain * cell.seconds * blocks > cost_s)):
             return self._by_model(raw, cell, races=races)
-        self._watches = _REVISION_WORTH * cell.seconds * blocks > _REVISION_COST * cost_s
-        if self._revise and self._watches:
-            return self._revised(size, cell)
+        self._watches = _LOOK_WORTH * segment_s * blocks > _LOOK_COST * cost_s
+        if self._looks and self._watches and self._terms.plain:
+            return self._looked(size, cell)
         place = cell.place if self._place is None else self._place
         if self._terms.allowed and place not in self._terms.allowed:
             place = 0
@@ -94,9 +99,11 @@ class StreamSelector:
         """What was sent with which codec; call once for each segment."""
         if step.race is not None:
             self._learn_race(step.race, sent)
-        elif sent.place and self._watches:
-            self._learn_one(step.size, sent)
-        self._place = sent.place
+        if sent.place and self._watches:
+            self._note(step.size, sent)
+        if step.tier is not Tier.TABLE:
+            self._place = sent.place
+        self._typical_s = max(sent.pack_s, 8 * sent.packed / self._terms.link.rate_bps)
         self._index += 1
 
     def _by_model(self, raw: bytes | memoryview, cell: Cell, *, races: bool) -> Step:
@@ -108,27 +115,21 @@ class StreamSelector:
                 self._errors = StreamErrors(selector.model.spread)
         elif self._errors.spread is not selector.typical_spread:
             self._logs, self._errors = selector.typical, StreamErrors(selector.typical_spread)
-        decided = self._weigh(size, cell, Tier.MODEL)
+        decided = selector.weigh(self._logs, self._errors.belief(), size=size, cell=cell, terms=self._terms)
         step = Step(size, decided.place, cell.place, Tier.MODEL)
         if races and decided.prospect is not None:
             step.late = self._index == 0
             step.race = Race(decided.prospect)
         return step
 
-    def _revised(self, size: int, cell: Cell) -> Step:
-        """From the feedback alone: nothing of this segment is looked at."""
-        self._revise = False
-        decided = self._weigh(size, cell, Tier.FEEDBACK)
-        self._place = decided.place
-        if decided.place:
-            at = RATIO.start + decided.place - 1
-            self._expected = float(self._logs[at] + self._errors.belief().mean[at])
-        return Step(size, decided.place, cell.place, Tier.FEEDBACK)
-
-    def _weigh(self, size: int, cell: Cell, tier: Tier) -> Decision:
-        return self._selector.weigh(
-            self._logs, self._errors.belief(), size=size, table=cell.place, terms=self._terms, tier=tier
-        )
+    def _looked(self, size: int, cell: Cell) -> Step:
+        """From what the last segments showed alone: nothing of this one is looked at."""
+        self._looks = False
+        assert self._seen is not None
+        place, ratio, pack = self._seen
+        seconds = cell.alike.seconds(place, ratio=ratio, pack=pack)
+        self._place = costs_predicted.leaves(seconds, table=cell.place, margin=_LOOK_MARGIN)
+        return Step(size, self._place, cell.place, Tier.FEEDBACK)
 
     def _learn_race(self, race: Race, sent: Entry) -> None:
         """All trials of the block, and what was sent if it was not one of them."""
@@ -137,25 +138,19 @@ class StreamSelector:
             entries = [*entries, sent]
         self._learn(race.prospect.size, entries)
 
-    def _learn_one(self, size: int, sent: Entry) -> None:
-        """A block like those before it, or like typical data, costs a comparison and teaches nothing."""
+    def _note(self, size: int, sent: Entry) -> None:
+        """A block like those before it costs a comparison and teaches nothing."""
         ratio = math.log(max(RATIO_MIN, size / max(1, sent.packed)))
-        if abs(ratio - self._expected_of(sent.place)) < _CHANGED:
-            return
-        if self._expected is not None:
-            self._errors.reset()
-        self._learn(size, [sent])
-        self._expected = ratio
-        self._revise = True
-
-    def _expected_of(self, place: int) -> float:
-        """The log ratio that the codec should have."""
-        if self._expected is not None:
-            return self._expected
-        return float(self._logs[RATIO.start + place - 1])
+        pack = math.log(max(sent.pack_s, SECONDS_MIN) / size)
+        if self._seen is not None:
+            place, last_ratio, last_pack = self._seen
+            if place == sent.place and abs(ratio - last_ratio) < _CHANGED > abs(pack - last_pack):
+                return
+        self._seen = (sent.place, ratio, pack)
+        self._looks = True
 
     def _learn(self, size: int, entries: list[Entry]) -> None:
-        places, errors = errors_of(entries, self._logs, size=size, scale=self._selector.scale)
+        places, errors = errors_of(entries, self._logs + self._selector.scale, size=size)
         if not places:
             return
         if self._errors.surprising(places, errors):

@@ -7,29 +7,29 @@ Errors are judged out of fold; their covariance, the gain over the table and the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
 from dwcp.compression import features, model, oracle, train_data, train_judging, train_network
+from dwcp.compression.codecs import CODECS
 from dwcp.compression.errors import MeasurementInvalid
 from dwcp.compression.feedback import Spread
-from dwcp.compression.model import Manifest, Model
+from dwcp.compression.model import Model
 from dwcp.compression.oracle import Table
 from dwcp.compression.train_data import RATES_BPS, SIZES_BYTES, Data, Rows
 from dwcp.compression.train_judging import Outside
 from dwcp.compression.train_network import Recipe, Weights
+from dwcp.models.artefact import Artefact, Made
 
 Array = NDArray[np.float64]
 Report = Callable[[str], None]
 
-NAME = "compression-selector"
 MEASUREMENTS_MIN = 40
 _NETS = 3
 _TREES = 200
@@ -43,9 +43,9 @@ _QUICK = 10  # a quick training takes a tenth of steps and trees
 class Trained:
     """What a training gives: two files, checked by loading them."""
 
-    manifest_json: bytes
-    weights: bytes
+    made: Made
     model: Model
+    facts: Artefact
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,32 +162,18 @@ def _assemble(
     table_digest: str,
     seed: int,
 ) -> Trained:
-    weights = model.encode_tensors(_tensors(data, fitted, judged, seed=seed))
-    manifest = Manifest(
-        name=NAME,
-        schema=model.SCHEMA,
-        features=features.NAMES,
-        features_version=features.VERSION,
-        codecs=model.NAMES,
-        weights_digest=model.digest(weights),
-        table_digest=table_digest,
-        code_digest=code_digest(),
-        seed=seed,
-        rho=judged.spread.rho,
-        margin=judged.margin,
-        caution=judged.caution,
-        rates_bps=RATES_BPS,
-        sizes_bytes=SIZES_BYTES,
-        speeds=table.speeds,
-        processor=table.processor,
-        libraries=table.libraries,
-        training=_facts(data, judged.figures),
+    tensors = _tensors(table, data, fitted, judged, seed=seed)
+    made = model.make(
+        tensors,
+        trained_on={"measurements": table_digest, "code": code_digest()},
+        figures={**_facts(data), "seed": float(seed), **judged.figures},
     )
-    text = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
-    return Trained(text, weights, model.load(text, weights))
+    return Trained(made, *model.load(made))
 
 
-def _tensors(data: Data, fitted: Fitted, judged: train_judging.Judged, *, seed: int) -> dict[str, Array]:
+def _tensors(
+    table: Table, data: Data, fitted: Fitted, judged: train_judging.Judged, *, seed: int
+) -> dict[str, Array]:
     parts = [np.stack(each) for each in zip(*fitted.nets, strict=True)]
     names = ("w1", "b1", "w2", "b2", "w3", "b3")
     count = len(data.rows)
@@ -200,20 +186,23 @@ def _tensors(data: Data, fitted: Fitted, judged: train_judging.Judged, *, seed: 
         "sigma": spread.sigma,
         "bank": bank.logs,
         "bank_log2_size": bank.log2_size,
+        "bank_weight": bank.weight,
         "gain": judged.gain,
+        "margins": np.array(judged.margins),
+        "rates": np.array(RATES_BPS),
+        "sizes": np.array(SIZES_BYTES, np.float64),
+        "rho": np.array([spread.rho]),
+        "speeds": np.array([table.speeds[codec.name] for codec in CODECS]),
     }
 
 
-def _facts(data: Data, figures: dict[str, Any]) -> dict[str, Any]:
-    kinds: dict[str, int] = {}
-    for row in data.rows:
-        kinds[row.kind] = kinds.get(row.kind, 0) + 1
+def _facts(data: Data) -> dict[str, float]:
+    kinds = Counter(row.kind for row in data.rows)
     return {
-        "measurements": len(data.rows),
-        "groups": len({row.group for row in data.rows}),
+        "measurements": float(len(data.rows)),
+        "groups": float(len({row.group for row in data.rows})),
         "megabytes": round(float(data.grid.size.sum()) / 1e6, 1),
-        "kinds": kinds,
-        "protocols": figures,
+        **{f"kind/{kind}": float(count) for kind, count in kinds.items()},
     }
 
 

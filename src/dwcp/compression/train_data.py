@@ -65,9 +65,9 @@ def by_group(data: Data) -> Iterator[tuple[Rows, Rows]]:
 
 
 def by_kind(data: Data) -> Iterator[tuple[Rows, Rows]]:
-    """Protocol B: all kinds once left out, in up to ten bunches of kinds."""
+    """Protocol B: all kinds once left out, in up to five bunches of kinds."""
     kinds = sorted({row.kind for row in data.rows})
-    bunch = {kind: place % (2 * FOLDS) for place, kind in enumerate(kinds)}
+    bunch = {kind: place % FOLDS for place, kind in enumerate(kinds)}
     of = np.array([bunch[row.kind] for row in data.rows])
     for each in sorted(set(bunch.values())):
         yield np.flatnonzero(of != each), np.flatnonzero(of == each)

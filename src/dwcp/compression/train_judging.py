@@ -6,13 +6,13 @@ predictions.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dwcp.compression import costs, costs_predicted, oracle, train_data
+from dwcp.compression import costs_predicted, oracle, train_data
 from dwcp.compression.codecs import CODECS
 from dwcp.compression.costs import Link, Mode
 from dwcp.compression.costs_predicted import Bank
@@ -25,8 +25,7 @@ _SHRINK = 0.05  # of the covariance towards its diagonal: more values than indep
 _RHO_MAX = 0.9
 _PAIRS_MIN = 8
 _RHO_UNKNOWN = 0.5
-_MARGINS = (0.0, 0.01, 0.02, 0.04, 0.08)
-_CAUTIONS = (0.0, 0.1, 0.2, 0.4)
+_MARGINS = (0.0, 0.02, 0.04, 0.06, 0.08, 0.12, 0.16)
 _WORSE = 0.02
 _WORSE_PRICE = 0.1  # one per cent of decisions worse than the table weighs as much as 0.1 % of regret
 _MARKED = np.array(RATES_BPS) <= MARKED_BPS
@@ -46,13 +45,16 @@ class Judged:
 
     spread: Spread
     gain: Array  # [L, S] mean ln(T_table/T_model)
-    margin: float
-    caution: float
-    figures: dict[str, Any]  # regret per protocol, for the manifest: Any
+    margins: tuple[float, ...]  # [L]
+    figures: dict[str, float]  # for the manifest: shares, by names that `figure` makes
 
 
 def bank(data: Data, rows: Rows) -> Bank:
-    return Bank(data.y[rows], np.log2(data.grid.size[rows]))
+    """The rows with weights: a group of files counts as the root of how many of its pieces there are."""
+    groups = [data.rows[row].group for row in rows]
+    counts = Counter(groups)
+    weight = np.array([counts[group] ** -0.5 for group in groups])
+    return Bank(data.y[rows], np.log2(data.grid.size[rows]), weight)
 
 
 def table_choices(made: Bank, data: Data, rows: Rows, *, rate_bps: float) -> Rows:
@@ -66,29 +68,32 @@ def judge(data: Data, outside: dict[str, Outside]) -> Judged:
     """Protocol A decides covariance, margin and gain; all protocols get their figures."""
     grouped = outside["A"]
     spread = _spread(data, grouped.logs)
-    margin, caution = _tuned(data, grouped, spread.sigma)
-    chosen = {
-        name: choices(data, each, spread.sigma, margin=margin, caution=caution)
+    seconds = {name: _predicted(data, each) for name, each in outside.items()}
+    margins = _tuned(data, grouped, seconds["A"])
+    chosen = {name: choices(each, seconds[name], margins=margins) for name, each in outside.items()}
+    figures = {
+        key: value
         for name, each in outside.items()
+        for key, value in _figures(data, each, chosen[name], protocol=name).items()
     }
-    figures = {name: _figures(data, each, chosen[name]) for name, each in outside.items()}
-    return Judged(spread, _gain(data, grouped, chosen["A"]), margin, caution, figures)
+    return Judged(spread, _gain(data, grouped, chosen["A"]), margins, figures)
 
 
-def choices(data: Data, outside: Outside, sigma: Array, *, margin: float, caution: float) -> Rows:
-    """[R, L] what the model with its margin takes."""
-    taken = np.zeros_like(outside.table)
-    for column, rate_bps in enumerate(RATES_BPS):
-        link = Link(rate_bps)
-        for row in range(len(data.rows)):
-            parts = costs_predicted.stages_of(outside.logs[row], data.grid.size[row], link=link)
-            seconds = costs.total_seconds(parts, blocks=1, mode=Mode.BULK, link=link)
-            table = int(outside.table[row, column])
-            doubt = costs_predicted.doubts(parts, sigma, reference=table)
-            taken[row, column] = costs_predicted.leaves(
-                seconds, doubt, table=table, margin=margin, caution=caution
-            )
-    return taken
+def choices(outside: Outside, seconds: Array, *, margins: tuple[float, ...]) -> Rows:
+    """[R, L] what the model takes: the table's choice unless another is sooner by the link's margin (log).
+    `seconds` [R, L, C] as predicted."""
+    best = seconds.argmin(axis=2)
+    least = seconds.min(axis=2)
+    table = np.take_along_axis(seconds, outside.table[:, :, None], axis=2)[:, :, 0]
+    return np.where(least * np.exp(margins) < table, best, outside.table)
+
+
+def _predicted(data: Data, outside: Outside) -> Array:
+    """[R, L, C] T as predicted out of fold."""
+    columns = [
+        costs_predicted.seconds_of(outside.logs, data.grid.size, link=Link(rate)) for rate in RATES_BPS
+    ]
+    return np.stack(columns, axis=1)
 
 
 def _regrets(data: Data, chosen: Rows) -> Array:
@@ -97,17 +102,18 @@ def _regrets(data: Data, chosen: Rows) -> Array:
     return np.stack(columns, axis=1)
 
 
-def _tuned(data: Data, outside: Outside, sigma: Array) -> tuple[float, float]:
-    """Margin and caution with the least regret, decisions worse than the table weighed in."""
-    base = _regrets(data, outside.table)[:, _MARKED]
-    best = (float("inf"), 0.0, 0.0)
-    for margin in _MARGINS:
-        for caution in _CAUTIONS:
-            taken = choices(data, outside, sigma, margin=margin, caution=caution)
-            mine = _regrets(data, taken)[:, _MARKED]
-            score = float(mine.mean() + _WORSE_PRICE * (mine > base + _WORSE).mean())
-            best = min(best, (round(score, 9), margin, caution))
-    return best[1], best[2]
+def _tuned(data: Data, outside: Outside, seconds: Array) -> tuple[float, ...]:
+    """For each link the margin with the least regret, decisions worse than the table weighed in. Neighbouring
+    links are judged together, so that a few dozen blocks do not decide."""
+    base = _regrets(data, outside.table)
+    scored = np.zeros((len(_MARGINS), len(RATES_BPS)))
+    for at, margin in enumerate(_MARGINS):
+        mine = _regrets(data, choices(outside, seconds, margins=(margin,) * len(RATES_BPS)))
+        scored[at] = (mine + _WORSE_PRICE * (mine > base + _WORSE)).mean(axis=0)
+    smooth = np.stack(
+        [scored[:, max(0, link - 1) : link + 2].mean(axis=1) for link in range(len(RATES_BPS))], axis=1
+    )
+    return tuple(_MARGINS[at] for at in smooth.round(9).argmin(axis=0).tolist())
 
 
 def _spread(data: Data, logs: Array) -> Spread:
@@ -141,8 +147,13 @@ def _gain(data: Data, outside: Outside, chosen: Rows) -> Array:
     return cells
 
 
-def _figures(data: Data, outside: Outside, chosen: Rows) -> dict[str, Any]:
-    """Regret in per cent: geometric mean, p95, and per link, beside the simple policies."""
+def figure(protocol: str, policy: str, what: str) -> str:
+    """The name of a regret among a model's figures; `what`: gmean, p95, or a link in Mbit/s."""
+    return f"policy/{protocol}/{policy}/{what}"
+
+
+def _figures(data: Data, outside: Outside, chosen: Rows, *, protocol: str) -> dict[str, float]:
+    """Regrets: geometric mean, p95, and per link, beside the simple policies."""
     names = [codec.name for codec in CODECS]
     fixed = {name: np.full_like(outside.table, at) for at, name in enumerate(names)}
     floor = np.stack([_floor(data, rate) for rate in RATES_BPS], axis=1)
@@ -154,24 +165,28 @@ def _figures(data: Data, outside: Outside, chosen: Rows) -> dict[str, Any]:
         "table": base,
         "zstd-3": everything["zstd-3"],
         f"best fixed: {best}": everything[best],
+        "best of those that travel": floor,
     }
-    told = {name: _told(each) for name, each in {**rows, "best of those that travel": floor}.items()}
-    worse = float((mine > base + _WORSE)[:, _MARKED].mean())
+    told = {
+        figure(protocol, name, what): value
+        for name, each in rows.items()
+        for what, value in _told(each).items()
+    }
     same = chosen[:, _MARKED] == np.stack([_best(data, rate) for rate in RATES_BPS], axis=1)[:, _MARKED]
     return {
-        "policies": told,
-        "worse_than_table_share": round(worse, 4),
-        "label_accuracy": round(float(same.mean()), 3),
+        **told,
+        f"regret_gmean_{protocol}": told[figure(protocol, "model", "gmean")],
+        f"regret_p95_{protocol}": told[figure(protocol, "model", "p95")],
+        f"worse_than_table_{protocol}": _rounded(float((mine > base + _WORSE)[:, _MARKED].mean())),
+        f"label_accuracy_{protocol}": _rounded(float(same.mean())),
     }
 
 
-def _told(regrets: Array) -> dict[str, Any]:
+def _told(regrets: Array) -> dict[str, float]:
     marked = regrets[:, _MARKED]
-    return {
-        "gmean": _percent(float(marked.mean())),
-        "p95": _percent(float(np.percentile(marked, 95))),
-        "per_link": [_percent(float(each)) for each in regrets.mean(axis=0)],
-    }
+    links = {f"{rate / 1e6:.0f}": each for rate, each in zip(RATES_BPS, regrets.mean(axis=0), strict=True)}
+    every = {"gmean": marked.mean(), "p95": np.percentile(marked, 95), **links}
+    return {what: _rounded(float(np.expm1(value))) for what, value in every.items()}
 
 
 def _floor(data: Data, rate_bps: float) -> Array:
@@ -183,5 +198,5 @@ def _best(data: Data, rate_bps: float) -> Rows:
     return np.asarray(np.argmin(seconds, axis=1))
 
 
-def _percent(log_regret: float) -> float:
-    return round(100 * float(np.expm1(log_regret)), 2)
+def _rounded(share: float) -> float:
+    return round(share, 5)

@@ -121,7 +121,7 @@ class LearnedChooser:
     @property
     def basis(self) -> str:
         """What choices rest on, for people."""
-        return f"model {self.selector.model.manifest.weights_digest[:12]}"
+        return f"model {self.selector.model.digest[:12]}"
 
     @property
     def may_race(self) -> bool:

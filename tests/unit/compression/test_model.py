@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,9 +14,9 @@ from dwcp.compression import calibration, features, model, model_shipped, oracle
 from dwcp.compression.corpus_generated import generate
 from dwcp.compression.errors import ModelInvalid
 from dwcp.compression.model import PACK, RATIO, SHAPES, VALUES
+from dwcp.models.artefact import Made
 
-MANIFEST = model_shipped.artefact(model_shipped.MANIFEST)
-WEIGHTS = model_shipped.artefact(model_shipped.WEIGHTS)
+MADE = model_shipped.made()
 MIB = 1 << 20
 
 
@@ -73,7 +74,14 @@ def test_another_seed_of_every_generated_kind_is_not_strange() -> None:
 
 
 def _changed(**changes: object) -> bytes:
-    return msgspec.json.encode({**json.loads(MANIFEST), **changes})
+    return msgspec.json.encode({**json.loads(MADE.manifest), **changes})
+
+
+def _with(tensors: dict[str, np.ndarray[Any, Any]]) -> Made:  # Any: float32 arrays of any shape
+    """The shipped manifest over other arrays, so that only what the selector itself asks for is wrong."""
+    weights = safetensors.numpy.save(tensors)
+    shapes = {name: value.shape for name, value in tensors.items()}
+    return Made(_changed(weights=model.digest(weights), shapes=shapes), weights)
 
 
 @pytest.mark.parametrize(
@@ -81,36 +89,59 @@ def _changed(**changes: object) -> bytes:
     [
         (b"{", "cannot be read"),
         (_changed(unknown=1), "cannot be read"),
-        (_changed(schema=2), "another release"),
-        (_changed(codecs=["lz4"]), "another release"),
-        (_changed(features_version=0), "another release"),
-        (_changed(weights_digest="0" * 64), "not the ones"),
+        (_changed(schema="0" * 64), "other features"),
+        (_changed(name="another"), "another"),
+        (_changed(weights="0" * 64), "do not match"),
+        (_changed(golden=[]), "golden"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(manifest: bytes, sentence: str) -> None:
     """Damage, another release and foreign weights, each with its sentence."""
     with pytest.raises(ModelInvalid, match=sentence):
-        model.load(manifest, WEIGHTS)
+        model.load(Made(manifest, MADE.weights))
 
 
 def test_weights_of_wrong_shapes_or_values_are_refused() -> None:
     """A missing tensor, a cut one, one with a NaN, and bytes that are no safetensors, under right digests."""
-    tensors = safetensors.numpy.load(WEIGHTS)
+    tensors = safetensors.numpy.load(MADE.weights)
     missing = {name: value for name, value in tensors.items() if name != "w2"}
     cut = {**tensors, "w2": tensors["w2"][:, :-1]}
     wrong = {**tensors, "b1": np.full_like(tensors["b1"], np.nan)}
-    for raw in (*(safetensors.numpy.save(each) for each in (missing, cut, wrong)), b"x" * 100):
+    for made in (_with(missing), _with(cut), _with(wrong), Made(_changed(weights=model.digest(b"x")), b"x")):
         with pytest.raises(ModelInvalid):
-            model.load(_changed(weights_digest=model.digest(raw)), raw)
+            model.load(made)
+
+
+def test_weights_that_answer_otherwise_are_refused() -> None:
+    """Goal: golden vectors tell a model from its like. Method: one bias moved, all digests right."""
+    tensors = safetensors.numpy.load(MADE.weights)
+
+    with pytest.raises(ModelInvalid, match="golden"):
+        model.load(_with({**tensors, "b3": tensors["b3"] + 0.01}))
 
 
 def test_the_artefact_belongs_together() -> None:
     """The manifest names this table; its reference speeds are of the codecs that travel."""
-    manifest = model_shipped.shipped().manifest
+    shipped, facts = model_shipped.facts()
 
-    assert manifest.table_digest == model.digest(model_shipped.artefact(model_shipped.MEASUREMENTS))
-    assert set(manifest.speeds) == set(calibration.measure(host="x", budget_s=0.01).speeds)
-    assert set(SHAPES) == set(model_shipped.shipped().tensors)
+    table = model.digest(model_shipped.artefact(model_shipped.MEASUREMENTS))
+    assert facts.manifest.trained_on["measurements"] == table
+    assert set(shipped.speeds) == set(calibration.measure(host="x", budget_s=0.01).speeds)
+    assert set(SHAPES) == set(shipped.tensors)
+
+
+def test_the_pinned_digest_is_the_shipped_models() -> None:
+    """Goal: code and files change together. Method: the constant against the manifest's digest; after training,
+    `models/compression_selector.py --shipped` writes it."""
+    assert model_shipped.made().digest == model_shipped.DIGEST
+
+
+def test_another_model_in_the_place_of_the_shipped_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: a sound model is not enough, it has to be this release's. Method: another pin."""
+    monkeypatch.setattr(model_shipped, "DIGEST", "0" * 64)
+
+    with pytest.raises(ModelInvalid, match="install it again"):
+        model_shipped.shipped()
 
 
 def test_no_training_file_shares_a_block_with_the_corpora() -> None:

@@ -78,7 +78,7 @@ def test_objectives_change_the_choice() -> None:
 
 def test_a_slow_host_gets_quicker_codecs() -> None:
     """All speeds a tenth of the reference's: at 3 Mbit/s xz would be the bottleneck."""
-    reference = SELECTOR.model.manifest.speeds
+    reference = SELECTOR.model.speeds
     slow = Selector(SELECTOR.model, speeds={name: (a / 10, b / 10) for name, (a, b) in reference.items()})
     terms = _terms(3e6, mode=Mode.BULK)
 
@@ -88,7 +88,7 @@ def test_a_slow_host_gets_quicker_codecs() -> None:
 
 def test_the_noise_of_a_calibration_changes_nothing() -> None:
     """20 % off is within what timings repeat by; a factor of ten is not."""
-    reference = SELECTOR.model.manifest.speeds
+    reference = SELECTOR.model.speeds
 
     near = host_scale({name: (a / 1.2, b * 1.2) for name, (a, b) in reference.items()}, reference)
     far = host_scale({name: (a / 10, b / 10) for name, (a, b) in reference.items()}, reference)
@@ -206,6 +206,34 @@ def test_a_stream_that_turns_to_noise_is_noticed() -> None:
     _, tiers, _ = _drive([PROSE] * 3 + [NOISE] * 5, _terms(1e8), packed=pack)
 
     assert Tier.FEEDBACK in tiers[3:]
+
+
+def test_a_choice_that_turned_out_slow_is_left() -> None:
+    """Goal: never worse than the table for long. Method: 100 Mbit/s; whatever is not the table's choice packs ten
+    times slower than anything measured; the stream ends with the table's choice."""
+    terms = _terms(1e8)
+    table = SELECTOR.cell(size=MIB, link=terms.link).place
+
+    def pack(place: int, raw: bytes) -> Entry:
+        return Entry(place, 350_000, 0.008 if place == table else 0.3)
+
+    names, _, _ = _drive([PROSE] * 4, terms, packed=pack)
+
+    assert names[-1] == CODECS[table].name
+
+
+def test_blocks_alike_say_what_suits_them() -> None:
+    """Goal: one codec's outcome finds blocks like the one at hand. Method: at 1 Gbit/s blocks that hardly shrink
+    are not worked on, those that shrink tenfold are."""
+    cell = SELECTOR.cell(size=MIB, link=Link(1e9))
+    typical = float(np.median(cell.alike.pack[PLACES["zstd-1"] - 1]))
+
+    noise = cell.alike.seconds(PLACES["zstd-1"], ratio=0.0, pack=typical - 1.5)
+    rich = cell.alike.seconds(PLACES["zstd-1"], ratio=2.5, pack=typical - 0.5)
+
+    assert noise[0] < 1.2 * noise.min()
+    assert noise[PLACES["xz-6"]] > 20 * noise[0]
+    assert rich[0] > 3 * rich.min()
 
 
 def test_a_link_that_changes_is_followed() -> None:

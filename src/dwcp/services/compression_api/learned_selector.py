@@ -1,35 +1,25 @@
-"""The codec selector as a family: its trained files in the registry's form, and its decisions as answers.
-
-The trainer's manifest has what the registry's has no field for (margins, the reference host's speeds, regret
-tables), so it travels whole, as one more array: its bytes as numbers.
-"""
+"""The codec selector as a family: its models are the registry's kind, its decisions become answers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-import msgspec
 import numpy as np
-import safetensors.numpy
-from safetensors import SafetensorError
 
 from dwcp.compression import codecs, costs_predicted, features, model, model_shipped
 from dwcp.compression.calibration import Calibration
 from dwcp.compression.costs import Goal, Link, Objective, Stages, Terms
 from dwcp.compression.errors import ModelInvalid
-from dwcp.compression.model import Manifest, Model
+from dwcp.compression.model import Model
 from dwcp.compression.selector import SEGMENT_BYTES, Selector, Tier
 from dwcp.compression.table import Estimate
-from dwcp.models import artefact
-from dwcp.models.artefact import Array, Artefact, Golden, Made, ModelRefused
+from dwcp.models.artefact import Array, Artefact, Made, Manifest, ModelRefused
 from dwcp.runtime.registry import Kind
 from dwcp.services.compression_api.deciding import Ask, Decided, ranked
 from dwcp.services.compression_api.learned import NAME
 
-TRAINER_MANIFEST = "trainer_manifest"  # [bytes] float32
-_SCHEMA = artefact.schema_of((*features.NAMES, f"version {features.VERSION}", *model.NAMES))
-_GOLDEN_ROWS = 8
 _FEATURES_EVERY = 16  # decisions for one look at the features: they cost as much as the decision
 _PLACES = {codec.name: place for place, codec in enumerate(codecs.CODECS)}
 
@@ -37,46 +27,41 @@ _PLACES = {codec.name: place for place, codec in enumerate(codecs.CODECS)}
 class SelectorFamily:
     """Models of `dwcp.compression.model`."""
 
-    kind = Kind(NAME, _SCHEMA, lambda weights, rows: forward(weights, rows))
+    kind = Kind(NAME, model.SCHEMA, model.forward)
 
     def package(self, manifest: bytes, weights: bytes) -> Made:
         """Raises `ModelRefused` for what the selector itself would not load."""
-        try:
-            loaded = model.load(manifest, weights)
-            arrays = dict(safetensors.numpy.load(weights))
-        except (ModelInvalid, SafetensorError, ValueError) as exc:
-            raise ModelRefused(f"the model is refused: {exc}") from exc
-        facts = loaded.manifest
-        arrays[TRAINER_MANIFEST] = np.frombuffer(manifest, np.uint8).astype(np.float32)
-        low, high = loaded.tensors["x_low"], loaded.tensors["x_high"]
-        return artefact.make(
-            name=NAME,
-            version=facts.weights_digest[:12],
-            schema=_SCHEMA,
-            weights=arrays,
-            bounds={name: (float(low[at]), float(high[at])) for at, name in enumerate(features.NAMES)},
-            trained_on={"measurements": facts.table_digest, "code": facts.code_digest},
-            figures=_figures(facts.training),
-            golden=_golden(arrays),
-        )
+        made = Made(manifest, weights)
+        with _refusing():
+            model.load(made)
+        return made
 
     def build(self, found: Artefact, calibration: Calibration) -> SelectorDecider:
-        return SelectorDecider(_model(found.weights), calibration, digest=found.digest)
+        with _refusing():
+            return SelectorDecider(model.of(found), calibration, manifest=found.manifest)
 
     def shipped(self, calibration: Calibration) -> SelectorDecider:
         """Raises `ModelRefused` where this installation's own files are damaged."""
-        try:
-            own = model_shipped.shipped()
-        except ModelInvalid as exc:
-            raise ModelRefused(f"the model is refused: {exc}") from exc
-        return SelectorDecider(own, calibration, digest=own.manifest.weights_digest)
+        with _refusing():
+            own, facts = model_shipped.facts()
+        return SelectorDecider(own, calibration, manifest=facts.manifest)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """`ModelInvalid` as the registry says it."""
+    try:
+        yield
+    except ModelInvalid as exc:
+        raise ModelRefused(str(exc)) from exc
 
 
 class SelectorDecider:
     """A selector on this host, one question at a time: no race, no memory of streams."""
 
-    def __init__(self, learned: Model, calibration: Calibration, *, digest: str) -> None:
-        self.digest = digest
+    def __init__(self, learned: Model, calibration: Calibration, *, manifest: Manifest) -> None:
+        self.digest = learned.digest
+        self._manifest = manifest
         speeds = {name: (speed.pack_bps, speed.unpack_bps) for name, speed in calibration.speeds.items()}
         self._selector = Selector(learned, speeds=speeds)
         self._overhead_s = calibration.block_overhead_s
@@ -98,16 +83,18 @@ class SelectorDecider:
 
     def describe(self) -> dict[str, Any]:
         """Everything from the artefact."""
-        facts = self._selector.model.manifest
+        learned, manifest = self._selector.model, self._manifest
+        rates = learned.tensors["rates"].tolist()
+        margins = learned.tensors["margins"].tolist()
         return {
-            "model": facts.weights_digest[:12],
+            "model": self.digest[:12],
             "tier": Tier.MODEL.value,
-            "trained_on": {"measurements": facts.table_digest, "code": facts.code_digest},
-            "margin": facts.margin,
-            "processor": facts.processor,
-            "libraries": facts.libraries,
-            "training": facts.training,
-            "accuracy": None,  # labels are not what it is good at; the regret tables are in `training`
+            "trained_on": manifest.trained_on,
+            "margins": {
+                f"{rate / 1e6:.0f}": round(margin, 4) for rate, margin in zip(rates, margins, strict=True)
+            },
+            "training": manifest.figures,
+            "accuracy": None,  # labels are not what it is good at; the regrets are in `training`
         }
 
     def _typical(self, block: int, link: Link) -> Stages:
@@ -119,40 +106,6 @@ class SelectorDecider:
             return {}
         values = features.extract(sample, total_bytes=block).tolist()
         return dict(zip(features.NAMES, values, strict=True))
-
-
-def forward(weights: Mapping[str, Array], rows: Array) -> Array:
-    """[rows, features] to [rows, values], as `Model.predict` does it."""
-    learned = _model(weights)
-    return np.stack([learned.predict(row.astype(np.float64)) for row in rows])
-
-
-def _model(weights: Mapping[str, Array]) -> Model:
-    try:
-        text = weights[TRAINER_MANIFEST].astype(np.uint8).tobytes()
-        facts = msgspec.json.decode(text, type=Manifest)
-    except (KeyError, msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise ValueError(f"it does not hold its trainer's manifest: {exc}") from exc
-    return Model(facts, {name: np.asarray(weights[name], np.float64) for name in model.SHAPES})
-
-
-def _golden(arrays: Mapping[str, Array]) -> tuple[Golden, ...]:
-    """Points between the lowest and the highest features of training, the ends included."""
-    low, high = (np.asarray(arrays[name], np.float64) for name in ("x_low", "x_high"))
-    rows = np.array([low + (high - low) * step / (_GOLDEN_ROWS - 1) for step in range(_GOLDEN_ROWS)])
-    outputs = forward(arrays, rows)
-    return tuple(
-        Golden(tuple(map(float, row)), tuple(map(float, out))) for row, out in zip(rows, outputs, strict=True)
-    )
-
-
-def _figures(training: Mapping[str, Any]) -> dict[str, float]:
-    """Regrets by protocol, as shares: what the deployment's gate compares."""
-    found: dict[str, float] = {}
-    for name, protocol in training.get("protocols", {}).items():
-        told = protocol.get("policies", {}).get("model", {})
-        found |= {f"regret_{key}_{name}": told[key] / 100 for key in ("gmean", "p95") if key in told}
-    return found
 
 
 def _rows(parts: Stages, seconds: Array, block: int, total: int) -> tuple[Estimate, ...]:
