@@ -1,10 +1,10 @@
 """How far from the oracle are the selector's choices, its own cost included?
 
 Streams of 8 MiB in segments of 1 MiB are cut from a folder's files: packed ones unpacked, small ones in tars
-by type; where that gives too few streams, files of this host that training never sees are added. Every segment
-goes through 19 codecs, the least of three timings. Each link's transfer is then priced as bulk: a segment takes
-as long as its slowest stage, packing (all trials of a race included), sending or unpacking; the seconds of
-choosing come on top. T* takes the best of the 19 for each segment and costs nothing to choose.
+by type; where that gives too few streams, files of this host that training never sees are added, then made data.
+Every segment goes through 19 codecs, the least of three timings. Each link's transfer is then priced as bulk: a
+segment takes as long as its slowest stage, packing (all trials of a race included), sending or unpacking; the
+seconds of choosing come on top. T* takes the best of the 19 for each segment and costs nothing to choose.
 
 Fractions, not per cent: 0.03 is 3 % slower than the oracle. Headline figures are over the links up to 1 Gbit/s.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dwcp.compression import calibration, codecs, corpus, costs, oracle
+from dwcp.compression import calibration, codecs, corpus, corpus_generated, costs, oracle
 from dwcp.compression import model as models
 from dwcp.compression.corpus_heldout import unpacked
 from dwcp.compression.costs import Link, Terms
@@ -42,6 +42,7 @@ MIB = 1 << 20
 SEGMENTS = 8
 STREAM_BYTES = SEGMENTS * MIB
 WORSE = 0.02
+UNUSED_SEED = 1 << 40  # of generated data: training counts from its own seed, far below
 SHIPPED = list(oracle.SHIPPED)
 PLACES = [codec.name for codec in codecs.CODECS]
 
@@ -49,7 +50,7 @@ PLACES = [codec.name for codec in codecs.CODECS]
 @dataclass(frozen=True)
 class Stream:
     name: str
-    origin: str  # corpus | host
+    origin: str  # corpus | host | generated
     raw: bytes
 
     def segments(self) -> list[bytes]:
@@ -103,6 +104,15 @@ def from_host(count: int, *, seed: int) -> Iterator[Stream]:
     rest: list[bytes] = []
     lanes = [_host_lane(name, each, rest) for name, each in sorted(found.items())]
     yield from islice(chain(_in_turn(lanes), _mixed(rest), _in_turn(_later(found))), count)
+
+
+def generated(count: int) -> Iterator[Stream]:
+    """`count` streams of made data, where files do not suffice: kinds in turn, seeds that training never uses."""
+    kinds = sorted(corpus_generated.KINDS)
+    for number in range(count):
+        name = kinds[number % len(kinds)]
+        raw = corpus_generated.generate(name, seed=UNUSED_SEED + number, size=STREAM_BYTES)
+        yield Stream(f"made-{name}-{number}", "generated", raw)
 
 
 def _in_turn(lanes: list[Iterator[Stream]]) -> Iterator[Stream]:
@@ -322,7 +332,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     selector = hosted(model)
     source = Measured(arguments.cache, repeats=arguments.repeats, patience_s=arguments.patience_s)
     runs: list[list[Run]] = []
-    counts = {"corpus": 0, "host": 0}
+    counts = {"corpus": 0, "host": 0, "generated": 0}
     blocks = held_out()
     for stream in streams(arguments):
         if stream.origin == "host" and blocks.shares(stream.raw):
@@ -374,7 +384,10 @@ def streams(arguments: argparse.Namespace) -> Iterator[Stream]:
         for stream in from_folder(arguments.corpus):
             count += 1
             yield stream
-    yield from from_host(arguments.streams - count, seed=arguments.seed)
+    for stream in from_host(arguments.streams - count, seed=arguments.seed):
+        count += 1
+        yield stream
+    yield from generated(arguments.streams - count)
 
 
 def parse() -> argparse.Namespace:

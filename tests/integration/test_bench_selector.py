@@ -53,7 +53,7 @@ def test_it_measures_a_small_folder(tmp_path: Path) -> None:
     assert result["cells"] == 7
     assert [link["mbps"] for link in result["per_link"]][::2] == [1.0, 10.0, 100.0, 1000.0, 10000.0]
     assert len(result["codecs"]) == 19
-    assert result["streams"] == {"corpus": 1, "host": 0}
+    assert result["streams"] == {"corpus": 1, "host": 0, "generated": 0}
     assert all(
         result[name] >= -1e-9 for name in ("regret_gmean", "zstd3", "table", "table_hindsight", "best_fixed")
     )
