@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dwcp.allocation import shipped
 from dwcp.allocation.env.rollout import rollout, total, warm
 from dwcp.allocation.env.weights import WEIGHTS
-from dwcp.allocation.learn import assemble
 from dwcp.allocation.policies import evidence, learned
 from dwcp.allocation.policies.rules import RULES, policy
 from dwcp.allocation.traces import splits
@@ -50,7 +50,7 @@ def test_smoke_training_beats_random(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "curves.svg").read_text()
     assert (tmp_path / "checkpoint.safetensors").stat().st_size > 0
     made = Made((tmp_path / "manifest.json").read_bytes(), (tmp_path / "weights.safetensors").read_bytes())
-    ours = learned.scorer(assemble.load(made).weights)
+    ours = learned.scorer(shipped.load(made).weights)
     records = splits.generated("g2", "dev", 0, count=8000)
     episode = splits.windows(records, count=16, seed=1, wanted=Wanted(measured=150, warm=50))
     chance = policy(RULES["random"])

@@ -14,6 +14,10 @@ RESULT = {
     "bound": 5.0,
     "violations_size_weighted": 0.0123,
     "model": "maddpg",
+    "model_share": 0.998,
+    "saved": {"mean": 1.0, "low": 0.5, "high": 1.5},
+    "decision_ms_p50": 0.1,
+    "decision_ms_p99": 0.2,
     "gap_closed": 0.2,
     "gap_closed_low": 0.1,
     "gap_closed_high": 0.3,
@@ -42,7 +46,7 @@ def test_a_claim_needs_ten_seeds(seeds: int, word: str) -> None:
     """Goal: small runs claim nothing. Method: the same result with 10 and with 3 seeds."""
     page = allocator_page.render({"g1": {**ANSWER, "seeds": seeds}})
 
-    assert f"20.0 % (10.0 … 30.0) | {word} |" in page
+    assert f"| 99.8 % | 20.0 % (10.0 … 30.0) | 1.00 (0.50 … 1.50) | 0.10, 0.20 | {word} |" in page
     assert "| 0.95 | 200 | lifetime+ | 10.00 | 9.00 | 5.00 | 11.00 | 12.00 | 13.00 | 14.00 | 1.23 % |" in page
 
 
@@ -53,6 +57,6 @@ def test_no_gap_and_no_bound_are_said() -> None:
 
     page = allocator_page.render({"g1": {**ANSWER, "seeds": 10, "results": [none, unknown]}})
 
-    assert "| none | no gap |" in page
+    assert "| none | 1.00 (0.50 … 1.50) | 0.10, 0.20 | no gap |" in page
     assert "| unknown |" in page
-    assert "| - | no bound |" in page
+    assert "| - | 1.00 (0.50 … 1.50) | 0.10, 0.20 | no bound |" in page

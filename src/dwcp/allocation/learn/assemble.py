@@ -5,23 +5,30 @@ Pure: what is measured by a clock comes in as figures.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from dwcp.allocation.env.rollout import rollout, total
 from dwcp.allocation.env.view import Scores, View
+from dwcp.allocation.env.weights import WEIGHTS
 from dwcp.allocation.learn.config import Config
-from dwcp.allocation.learn.courses import Course
+from dwcp.allocation.learn.courses import LOADS, Course, sampled
+from dwcp.allocation.learn.fleets import NOT_TRIED, Tried
 from dwcp.allocation.learn.trainer import Standing, export, feature_bounds
 from dwcp.allocation.policies import learned, tuned
+from dwcp.allocation.policies.guarded import NODES
 from dwcp.allocation.policies.rules import Knobs
 from dwcp.models import artefact
 
 GOLDEN_MAX = 6
-LOAD = 0.95  # at which the base rule is chosen
-NODES = "nodes"  # the name under which a manifest bounds the number of nodes
+PER_LOAD = 2  # of the cheapest on training streams, tried on validation windows
+ALWAYS = ("local-best-fit", tuned.LINEAR)  # tried too, at whatever place
+CHOOSING = 12  # validation windows on which the rule below is chosen
+HAND_WRITTEN = ("balance", tuned.Entry(cost=0.0, steps=0, knobs={"money": 1.0}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +44,28 @@ class Base:
         return float(self.weights["base.sharpness"][0])
 
 
-def best_entry(table: tuned.Table, *, stale: bool) -> tuple[str, tuned.Entry]:
-    """The cheapest of all tuned policies at load 0.95; the hand-written rule where none was tuned."""
-    entries = table.entries(LOAD, stale=stale)
-    if not entries:
-        return "balance", tuned.Entry(cost=0.0, steps=0, knobs={"money": 1.0})
-    return min(entries.items(), key=lambda item: item[1].cost)
+def candidates(table: tuned.Table, *, stale: bool) -> list[tuple[str, tuned.Entry]]:
+    """The cheapest tuned policies of every load, each once; the hand-written rule beside them. `stale`: those for
+    partial information too, as such a run learns both."""
+    found = [HAND_WRITTEN]
+    for load, old in itertools.product(LOADS, (False, True) if stale else (False,)):
+        entries = sorted(table.entries(load, stale=old).items(), key=lambda item: item[1].cost)
+        chosen = entries[:PER_LOAD] + [item for item in entries[PER_LOAD:] if item[0] in ALWAYS]
+        known = [(name, entry.knobs, entry.weights) for name, entry in found]
+        found += [item for item in chosen if (item[0], item[1].knobs, item[1].weights) not in known]
+    return found
+
+
+def best_entry(offered: list[tuple[str, tuned.Entry]], exam: Course) -> tuple[str, tuned.Entry]:
+    """The cheapest on validation windows of all loads: one rule has to serve them all, and what was cheap on a few
+    windows of training need not be cheap on others."""
+    some = exam.part(slice(0, CHOOSING))
+    costs = [_cost(make_base(name, entry).score, some) for name, entry in offered]
+    return offered[int(np.argmin(costs))]
+
+
+def _cost(score: Scores, exam: Course) -> float:
+    return float(total(rollout(exam.episodes, exam.states, score), WEIGHTS).mean())
 
 
 def make_base(name: str, entry: tuned.Entry, course: Course | None = None) -> Base:
@@ -51,7 +74,7 @@ def make_base(name: str, entry: tuned.Entry, course: Course | None = None) -> Ba
     score = learned.base_policy(weights)
     if course is None:
         return Base(name, score, weights)
-    sharpness = learned.sharpness_of(score, sample_views(course, score))
+    sharpness = learned.sharpness_of(score, sampled(course, score))
     return Base(name, score, _arrays(name, entry, sharpness))
 
 
@@ -63,12 +86,13 @@ def make(
     views: list[View],
     trained_on: Mapping[str, str],
     figures: Mapping[str, float],
-    nodes: tuple[int, int],
+    tried: Tried = NOT_TRIED,
 ) -> artefact.Made:
-    """The model's two files; `views` give feature ranges and golden inputs, `nodes` the fleets it was tried on."""
+    """The model's two files; `views` give feature ranges and golden inputs, `tried` the fleets beyond training."""
     weights = export(standing, base.weights)
     seen = [learned.observe(view, base.score(view, np), weights["base.sharpness"], np) for view in views]
-    bounds = feature_bounds(seen) | {NODES: (float(nodes[0]), float(nodes[1]))}
+    most = max(tried.nodes, max(each.nodes.shape[-2] for each in seen))
+    bounds = feature_bounds([*seen, *tried.seen]) | {NODES: (1.0, float(most))}
     rows = np.concatenate([learned.flat(each) for each in seen])
     rows = rows[:: max(1, len(rows) // GOLDEN_MAX)][:GOLDEN_MAX]
     answers = learned.forward(weights, rows)
@@ -83,7 +107,7 @@ def make(
         weights=weights,
         bounds=bounds,
         trained_on={**trained_on, "base": base.name},
-        figures={**figures, **run_figures(standing, config)},
+        figures={**figures, **tried.figures, **run_figures(standing, config)},
         golden=golden,
     )
 
@@ -104,27 +128,6 @@ def run_figures(standing: Standing, config: Config) -> dict[str, float]:
         "validation_difference_low": best.low if best else 0.0,
         "validation_difference_high": best.high if best else 0.0,
     }
-
-
-def load(made: artefact.Made) -> artefact.Artefact:
-    """The model after every check. Raises `ModelRefused`."""
-    return artefact.load(made, name=learned.NAME, schema=learned.SCHEMA, forward=learned.forward)
-
-
-def sample_views(course: Course, base: Scores, *, every: int = 40, windows: int = 8) -> list[View]:
-    """Some decisions of a course as the base rule meets them: for scale, feature ranges and golden vectors."""
-    from dwcp.allocation.env.reference import Reference
-
-    some = course.part(slice(0, windows))
-    env = Reference.at(some.episodes, some.states)
-    found: list[View] = []
-    for number, event in enumerate(range(*some.span)):
-        job = env.begin(event)
-        rows = np.nonzero(job >= 0)[0]
-        if len(rows) and number % every in (0, 1):
-            found.append(env.view(rows, job[rows]))
-        env.commit(job, base)
-    return found
 
 
 def _arrays(name: str, entry: tuned.Entry, sharpness: float) -> dict[str, Any]:

@@ -3,6 +3,10 @@
 Dimensions: T events of a chunk, B windows side by side, N nodes. A step is an event; only some events ask for a
 decision. Discounts are per time, exp(−Δt / horizon): events come in bursts, money does not. The end of a window is
 no end of the task: the last decisions of a chunk are left out, and the others look on beyond it.
+
+A workload that begins to wait costs its contract at once, and gives it back when it is placed. The sum is the
+environment's cost, as a lost one costs nothing more; but a discounted return would take hours of waiting before the
+loss for a saving.
 """
 
 from __future__ import annotations
@@ -12,15 +16,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from dwcp.allocation.env import fast
-from dwcp.allocation.env.episode import Array, Episode, State
-from dwcp.allocation.env.reference import RETRY_AFTER_S
+from dwcp.allocation.env.episode import NEVER, Array, Episode, State
 from dwcp.allocation.env.view import Scores, View
-from dwcp.allocation.env.weights import COMPONENTS, PRIORITY_FACTOR, WEIGHTS, CostWeights
+from dwcp.allocation.env.weights import COMPONENTS, WEIGHTS, CostWeights
 from dwcp.allocation.feasibility import choose_rows
 from dwcp.allocation.policies.learned import Inputs, observe
 from dwcp.allocation.policies.rules import price
 
 FINAL = fast.FINAL
+WAITS = 0.2  # of the random decisions
 Act = Callable[[Inputs, Array], Array]
 """(inputs [N, F] and [C], noise [N + 1]) -> bids [N + 1]"""
 
@@ -38,7 +42,7 @@ class Steps(NamedTuple):
 
     seen: Inputs
     truth: Inputs
-    known: Array  # [N + 1] reward that the placement surely brings, dollars ≤ 0
+    known: Array  # [N + 1] reward that each column surely brings at once, dollars
     action: Array  # [] the first choice; after a conflict others follow, whose cost is this choice's
     bids: Array  # [N + 1] what was bid for it, exploration included
     decided: Array  # []
@@ -54,7 +58,7 @@ class Transitions(NamedTuple):
     known: Array
     action: Array
     bids: Array
-    reward: Array  # discounted dollars ≤ 0 up to the decision that the return looks on from
+    reward: Array  # discounted dollars up to the decision that the return looks on from
     discount: Array
     next_seen: Inputs
     next_truth: Inputs
@@ -121,6 +125,7 @@ def _step(
     import jax.numpy as jnp
 
     prices = jnp.asarray(cost_vector(setting.weights))
+    before = state.waiting < NEVER
     state, job, cost = fast.begin(episode, state, event)
     now = state.now
 
@@ -151,28 +156,22 @@ def _step(
     # A weak type here would make the next segment another program, compiled anew.
     state = state._replace(stranded=state.stranded.astype(jnp.float32))
     decided = (job >= 0) & (column >= 0)
-    paid = (cost * prices).sum()
+    more_waiting = (state.waiting < NEVER) * 1.0 - before * 1.0
+    paid = (cost * prices).sum() + setting.weights.sla * (episode.value * more_waiting).sum()
     return state, Steps(inputs, truth, known, jnp.maximum(column, 0), bids, decided, now, paid)
 
 
 def _truth(episode: Episode, state: State, job: Array, setting: Setting) -> tuple[Inputs, Array]:
     """What the critic is told in training: fresh state of all sites, real run time; and the reward known
-    beforehand, [N + 1]."""
+    beforehand, [N + 1]: a placement's price, and the contract where a workload begins or ends to wait."""
     import jax.numpy as jnp
 
+    job = jnp.maximum(job, 0)
     real = episode._replace(gossip_s=episode.gossip_s * 0, predicted=episode.duration)
     view = fast.view(real, state, job)
     cost, feasible = price(view, jnp), view.mask[:-1]
-    # Deferring saves nothing by itself: later the cheapest place is paid; and each pause uses up a share of the time
-    # that is left, so it is expected to cost that share of the contract. A prior of the critic, no change of rewards.
-    cheapest = jnp.where(feasible.any(), jnp.min(jnp.where(feasible, cost, jnp.inf)), 0.0)
-    pause = (
-        (setting.weights.sla + setting.weights.wait)
-        * view.worth
-        * jnp.asarray(PRIORITY_FACTOR)[view.priority]
-    )
-    share = jnp.minimum(RETRY_AFTER_S / jnp.maximum(view.slack_s, 1.0), 1.0)
-    known = jnp.append(-cost * feasible, -cheapest - pause * share)
+    contract, waits = setting.weights.sla * episode.value[job], state.waiting[job] < NEVER
+    known = jnp.append((jnp.where(waits, contract, 0.0) - cost) * feasible, jnp.where(waits, 0.0, -contract))
     return observe(view, setting.base(view, jnp), setting.sharpness, jnp), known
 
 
@@ -189,13 +188,15 @@ def transitions(steps: Steps, *, ahead: int, reach: int, horizon_s: float) -> Tr
     valid = steps.decided & (end < length) & (end - at <= reach)
     safe = jnp.minimum(end, length - 1)
 
-    def later(array: Array, by: int) -> Array:
-        return jnp.concatenate([array[by:], jnp.repeat(array[-1:], by, axis=0)]) if by else array
+    def added(by: Array, reward: Array) -> Array:
+        """What happened `by` events later; a loop, as unrolled it compiles for half a minute."""
+        place = jnp.minimum(at + by, length - 1)
+        passed = (jnp.take_along_axis(steps.time, place, 0) - steps.time) / horizon_s
+        cost = jnp.exp(-passed) * jnp.take_along_axis(steps.cost, place, 0)
+        return reward - jnp.where(at + by < end, cost, 0.0)
 
-    reward = jnp.zeros(steps.cost.shape)
-    for by in range(min(reach, length - 1)):
-        passed = (later(steps.time, by) - steps.time) / horizon_s
-        reward -= jnp.where(at + by < end, jnp.exp(-passed) * later(steps.cost, by), 0.0)
+    at = jnp.broadcast_to(at, steps.cost.shape)
+    reward = jax.lax.fori_loop(0, min(reach, length - 1), added, jnp.zeros(steps.cost.shape))
 
     def ending(array: Array) -> Array:
         return jnp.take_along_axis(array, safe.reshape(safe.shape + (1,) * (array.ndim - 2)), axis=0)
@@ -219,7 +220,9 @@ def transitions(steps: Steps, *, ahead: int, reach: int, horizon_s: float) -> Tr
 
 
 def exploring(weights: Any, temperature: Array, uniform: float) -> Act:
-    """Gumbel noise on the bids; with chance `uniform` a feasible node at random. The noise [N + 1] is uniform."""
+    """Gumbel noise on the bids; with chance `uniform` a feasible node at random, or for a share of that chance
+    waiting: without it the critic would have to guess what waiting costs where the rule never waits. The noise
+    [N + 1] is uniform."""
     import jax.numpy as jnp
 
     from dwcp.allocation.policies.learned import logits
@@ -228,7 +231,8 @@ def exploring(weights: Any, temperature: Array, uniform: float) -> Act:
         gumbel = -jnp.log(-jnp.log(noise))
         dice = (noise[0] * 4093.0) % 1.0  # the same draw's lower digits: one stream of noise is enough
         bids = logits(weights, inputs, jnp) / temperature + gumbel
-        return jnp.where(dice < uniform, gumbel.at[-1].add(-3.0), bids)
+        waits = jnp.where(dice < uniform * WAITS, 1e3, -1e3)
+        return jnp.where(dice < uniform, gumbel.at[-1].set(waits), bids)
 
     return act
 

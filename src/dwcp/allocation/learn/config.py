@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-from dwcp.allocation.policies.learned import HIDDEN
-
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -18,26 +16,26 @@ class Config:
     validation: int = 24
     jobs: int = 1500  # measured workloads per window
     warm_jobs: int = 300
-    hidden: int = HIDDEN
+    hidden: int = 32
     envs: int = 16  # windows played side by side
     events: int = 128  # of a chunk
-    ahead: int = 12  # events before a return may end at a decision
-    reach: int = 28  # events before it must
-    horizon_s: float = 4 * 3600.0  # of the discount exp(−Δt / horizon)
+    ahead: int = 24  # events before a return may end at a decision
+    reach: int = 48  # events before it must
+    horizon_s: float = 6 * 3600.0  # of the discount exp(−Δt / horizon)
     updates: int = 16  # per chunk
     batch: int = 256
     ring: int = 65_536
-    chunks: int = 64  # per segment; validated after each
-    segments: int = 20
-    patience: int = 10  # segments without a better validation, then stop
+    chunks: int = 48  # per segment; validated after each
+    segments: int = 24
+    patience: int = 12  # segments without a better validation, then stop
     actor_rate: float = 3e-4
     critic_rate: float = 1e-3
     actor_norm: float = 0.5
     critic_norm: float = 10.0
-    actor_after: int = 1000  # critic updates before the first of the actor
+    actor_after: int = 3000  # critic updates before the first of the actor
     actor_every: int = 2
-    learn_defer: bool = False  # matd3: may the actor learn to wait where the rule would place
-    keep: float = 0.995  # Polyak
+    learn_defer: bool = True  # matd3: may the actor learn to wait where the rule would place
+    keep: float = 0.99  # Polyak
     temperature: float = 0.5  # of exploration, falling …
     temperature_end: float = 0.15
     temperature_until: float = 0.4  # … over this share of the run
@@ -64,8 +62,8 @@ class Config:
 ALGORITHMS = ("matd3", "mappo", "canonical")
 PROFILES: dict[str, Config] = {
     "smoke": Config(
-        windows=6, validation=8, jobs=200, warm_jobs=60, envs=8, events=64, chunks=16, segments=5, updates=8,
-        batch=128, ring=8_192, actor_after=64, patience=5, actor_rate=1e-3,
+        windows=6, validation=8, jobs=200, warm_jobs=60, envs=8, events=64, ahead=12, reach=28, chunks=16, segments=5,
+        updates=8, batch=128, ring=8_192, actor_after=64, patience=5, actor_rate=1e-3, learn_defer=False,
     ),
     "dev": Config(windows=24, validation=12, segments=12, chunks=64, updates=12, patience=12),
     "default": Config(),

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 
 from dwcp.allocation.env.episode import Episode, State, rows
+from dwcp.allocation.env.reference import Reference
 from dwcp.allocation.env.rollout import warm
-from dwcp.allocation.env.view import Scores
+from dwcp.allocation.env.view import Scores, View
 from dwcp.allocation.learn.config import Config
 from dwcp.allocation.traces import splits
 from dwcp.allocation.traces.jobs import Records, complete
 from dwcp.allocation.traces.windows import Wanted, WindowImpossible, cut, together
 from dwcp.allocation.traces.world import make_world
 
-GOSSIP_S = (300, 60, 300, 0)  # how often sites report in training windows with partial information
+GOSSIP_S = (300, 0, 60, 0)  # how often sites report in training windows with partial information
 CUT_MTBF_S = 43_200.0  # of a site's link in them
 LOADS = (0.7, 0.85, 0.95, 1.1)
 TRAIN_NODES = (8, 12, 16)
@@ -95,7 +96,7 @@ def _training_window(number: int, like: Config) -> list[Episode]:
 
 
 def _validation_windows(number: int, each: int, like: Config) -> list[Episode]:
-    wanted = _wanted(LOADS[number % len(LOADS)], like)
+    wanted = _wanted(LOADS[number % len(LOADS)], like, old=(number + number // len(LOADS)) % 2 == 0)
     name = sorted(splits.FAMILIES)[number % len(splits.FAMILIES)]
     records = splits.generated(name, "validation", number, count=6000 + like.warm_jobs + like.jobs * each)
     seed = splits.generator_seed("validation", number)
@@ -159,11 +160,26 @@ def started(episodes: Episode, base: Scores) -> Course:
     return Course(episodes, warm(episodes, base))
 
 
-def _wanted(load: float, like: Config) -> Wanted:
+def sampled(course: Course, policy: Scores, *, every: int = 40, windows: int = 8) -> list[View]:
+    """Decisions of a course as a policy meets them: for scale, feature ranges and golden vectors."""
+    some = course.part(slice(0, windows))
+    env = Reference.at(some.episodes, some.states)
+    found: list[View] = []
+    for number, event in enumerate(range(*some.span)):
+        job = env.begin(event)
+        rows = np.nonzero(job >= 0)[0]
+        if len(rows) and number % every in (0, 1):
+            found.append(env.view(rows, job[rows]))
+        env.commit(job, policy)
+    return found
+
+
+def _wanted(load: float, like: Config, *, old: bool = True) -> Wanted:
+    """`old`: with partial information, where the run is about it at all."""
     return Wanted(
         load=load,
         measured=like.jobs,
         warm=like.warm_jobs,
-        gossip_s=300 if like.stale else 0,
-        cut_mtbf_s=CUT_MTBF_S if like.stale else 0.0,
+        gossip_s=300 if like.stale and old else 0,
+        cut_mtbf_s=CUT_MTBF_S if like.stale and old else 0.0,
     )

@@ -8,7 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from dwcp.allocation.env.rollout import rollout, total, warm
+from dwcp.allocation.env.view import Scores
 from dwcp.allocation.env.weights import WEIGHTS
+from dwcp.allocation.learn.courses import Course
 from dwcp.allocation.policies import evidence, learned
 from dwcp.allocation.traces import splits
 from dwcp.allocation.traces.jobs import Records
@@ -50,16 +52,24 @@ def length(windows: int, jobs: int) -> int:
 
 def compare(model: Artefact, records: Records, asked: Asked) -> Compared:
     """Both from one warm snapshot per window. ValueError: no such windows can be cut."""
+    rule, ours = learned.base_policy(model.weights), learned.scorer(model.weights)
+    return compare_on(windows_of(records, asked, rule), rule, ours, asked.nodes)
+
+
+def windows_of(records: Records, asked: Asked, rule: Scores) -> Course:
+    """The windows, warmed up under the rule."""
     more = STALE if asked.stale else {}
     wanted = Wanted(load=asked.load, measured=asked.jobs, warm=WARM_JOBS, **more)  # type: ignore[arg-type]  # two known keys
     episode = splits.windows(
         records, count=asked.windows, seed=SEED, wanted=wanted, nodes=asked.nodes, sites=4
     )
-    rule, ours = learned.base_policy(model.weights), learned.scorer(model.weights)
-    state = warm(episode, rule)
-    theirs, mine = rollout(episode, state, rule), rollout(episode, state, ours)
+    return Course(episode, warm(episode, rule))
+
+
+def compare_on(course: Course, rule: Scores, ours: Scores, nodes: int) -> Compared:
+    theirs, mine = (rollout(course.episodes, course.states, one) for one in (rule, ours))
     costs, own = total(theirs, WEIGHTS), total(mine, WEIGHTS)
     seeds = np.zeros(len(costs), dtype=np.int64)
     found = evidence.paired_difference(own, costs, seeds=seeds, block=1, rng=np.random.default_rng(5))
     placed = float(mine.counts[:, 0].mean())
-    return Compared(asked.nodes, float(costs.mean()), float(own.mean()), *found, placed)
+    return Compared(nodes, float(costs.mean()), float(own.mean()), *found, placed)

@@ -54,10 +54,11 @@ def critic_loss(critic: Weights, batch: Transitions, wanted: Array, scale: Array
 def actor_loss(
     actor: Weights, critic: Weights, batch: Transitions, key: Array, scale: Array, *, defer: bool
 ) -> Array:
-    """−Q of the first critic for the straight-through action, and the residual's regulariser.
+    """−Q for the straight-through action, and the residual's regulariser.
 
-    Without `defer` the actor learns to rank nodes alone, and waiting is the rule's choice: a critic that is young
-    takes waiting for free, as its price comes late, and one step of a shared bias makes all workloads wait.
+    Without `defer` the actor learns to rank nodes alone, and waiting is the rule's choice. With it the lesser critic
+    counts: a critic that is young takes waiting for free, as its price comes late, and one step of a shared bias
+    makes all workloads wait.
     """
     import jax
     import jax.numpy as jnp
@@ -70,8 +71,12 @@ def actor_loss(
     soft = jax.nn.softmax(noisy, -1)
     hard = one_hot(noisy.argmax(-1), noisy.shape[-1])
     relaxed = soft + jax.lax.stop_gradient(hard - soft)
-    first = jax.tree.map(lambda array: jax.lax.stop_gradient(array[0]), dict(critic))
-    gain = value(first, batch.truth, batch.known * scale, relaxed, xp)
+    both = jax.lax.stop_gradient(dict(critic))
+    if defer:
+        gain = twin(both, batch.truth, batch.known * scale, relaxed).min(0)
+    else:
+        first = jax.tree.map(lambda array: array[0], both)
+        gain = value(first, batch.truth, batch.known * scale, relaxed, xp)
     decidable = mask_of(batch.seen, xp)[..., : None if defer else -1].any(-1)
     kept = (residual(actor, batch.seen, xp) ** 2).mean()
     return -jnp.where(decidable, gain, 0.0).mean() + RESIDUAL_WEIGHT * kept

@@ -3,7 +3,7 @@
 Both share the trunk of `policies.learned`. The critic sees the truth: real lifetimes, fresh state of every site.
 Its value is linear in the action, Q(s, x) = V(s) + Σ x_j A_j(s) − what the placement is known to cost. For one-hot x
 that loses no function of the notes' §1.5 form (pool ⊕ chosen embedding), and the straight-through gradient
-∂Q/∂x_j = A_j is exact. Permutation-invariant, any N.
+∂Q/∂x_j = A_j is exact. A_j is in units of the workload's contract. Permutation-invariant, any N.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dwcp.allocation.env.episode import Array
 from dwcp.allocation.policies.learned import CONTEXT, HIDDEN, NODE, Inputs, Weights, trunk
 
 CRITICS = 2
-DEFER_DOUBT = (
-    -1.0
-)  # a fresh critic's view of deferring, in deviations of the reward: rare, and its price comes late
+UNIT, UNIT_LEAST = 0.3, 0.01  # of the contract; dollars that the smallest counts as
+_LOG_WORTH = CONTEXT.index("log-worth")
+DEFER_DOUBT = -1.0  # a fresh critic's view of waiting, in those units beside the contract
 
 
 def init_actor(key: Array, hidden: int = HIDDEN) -> dict[str, Array]:
@@ -38,7 +38,14 @@ def value(weights: Weights, truth: Inputs, known: Array, action: Array, xp: Any)
     """[...] Q of one critic. `action` [..., N + 1] one-hot or relaxed; `known` [..., N + 1] reward known beforehand."""
     heads = trunk(weights, truth, xp)
     state = (heads.whole @ weights["value.out"])[..., 0] + weights["value.bias"][0]
-    return state + ((heads.columns + known) * action).sum(-1)
+    return state + ((heads.columns * _unit(truth, xp) + known) * action).sum(-1)
+
+
+def _unit(truth: Inputs, xp: Any) -> Array:
+    """[..., 1] what an advantage is measured in: dollars of the contract at priority 1, so that an error which is small
+    beside a large workload's contract does not decide about small ones."""
+    told = truth.context[..., _LOG_WORTH : _LOG_WORTH + 1]
+    return UNIT * (xp.expm1(3.0 * told) / 10.0 + UNIT_LEAST)
 
 
 def twin(weights: Weights, truth: Inputs, known: Array, action: Array) -> Array:

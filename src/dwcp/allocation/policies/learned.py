@@ -22,7 +22,7 @@ from dwcp.allocation.policies.linear import DEFER_FEATURES, FEATURES, WIDTH, def
 from dwcp.allocation.policies.rules import RULES, Knobs, policy
 from dwcp.models import artefact
 
-NAME = "placer"
+NAME = "maddpg-placer"
 NODE = (*FEATURES, "gap", "feasible", "present")
 CONTEXT = (
     *DEFER_FEATURES, "defer-gap", "defer-allowed", "best-effort", "batch", "sensitive", "log-predicted", "log-worth",

@@ -3,7 +3,7 @@
 | split | used for | seeds of generators | part of a recorded trace |
 |---|---|---|---|
 | `train` | weights, knobs, CEM, learning | 0 … 9,999: G5, and G1 and G2 perturbed | none |
-| `dev` | looking while developing | 10,000 … 19,999 | first tenth |
+| `dev` | looking while developing | 10,000 … 19,999 | first tenth, of short traces the first 2,900 |
 | `validation` | early stop, choice of the rival | 20,000 … 29,999 | first four tenths |
 | `test` | what is quoted | 30,000 … 39,999 | the rest |
 
@@ -29,6 +29,9 @@ FAMILIES: dict[str, generators.Azure | generators.Openb] = {
     "g2": generators.G2,
     "g5": generators.G5,
 }
+DEV_LEAST = (
+    2_900  # workloads: a tenth of a short trace would hold no window; it stays within validation's part
+)
 MINIMUM_BEFORE = 500  # workloads before the first window: what runs when it begins is drawn from them
 TRAINING_BEFORE = 6_000
 
@@ -58,6 +61,8 @@ def recorded(records: Records, split: str) -> Records:
     if split not in SHARES:
         raise ValueError(f"split {split!r} of a recorded trace; splits: {', '.join(SHARES)}")
     low, high = (int(share * len(records)) for share in SHARES[split])
+    if split == "dev":
+        high = min(max(high, DEV_LEAST), int(SHARES["validation"][1] * len(records)))
     return records.part(low, high)
 
 

@@ -25,17 +25,18 @@ if TYPE_CHECKING:
     from dwcp.allocation.learn.config import Config
     from dwcp.allocation.learn.courses import Course
     from dwcp.allocation.learn.trainer import Standing, Trainer
-    from dwcp.allocation.policies.tuned import Table
+    from dwcp.allocation.policies.tuned import Entry, Table
     from dwcp.models.artefact import Artefact
 
 T = TypeVar("T")
 app = typer.Typer(help="train and judge policies that place workloads", rich_markup_mode=None)
 
-MANIFEST, WEIGHTS, CURVES, CHECKPOINT = (
-    "manifest.json", "weights.safetensors", "curves.svg", "checkpoint.safetensors",
+MANIFEST, WEIGHTS, CURVES, CHECKPOINT, CARD = (
+    "manifest.json", "weights.safetensors", "curves.svg", "checkpoint.safetensors", "card.md",
 )  # fmt: skip
 CHECKPOINT_EVERY_S = 60.0
 SHARE_ROUNDS = 5
+WIDE_JOBS = 1000  # workloads per window from which on a run is worth trying on larger fleets
 
 Out = Annotated[Path, typer.Option("--out", help="folder for model, curves and checkpoint")]
 Profile = Annotated[str, typer.Option("--profile", help="how much: smoke, dev or default")]
@@ -85,13 +86,13 @@ def train(
 ) -> None:
     """Train a placer on generated streams, on one core; goes on from the folder's checkpoint.
 
-    Writes the model (two files), its learning curves as a picture, and a checkpoint about every minute.
+    Writes the model (two files), its card, its learning curves as a picture, and a checkpoint about every minute.
     The best by validation is kept, paired with the tuned rule that the model stands on.
 
     Example: dwcp allocate train --out models/placer --profile dev --seed 1
     """
     config = _config(profile, algorithm=algorithm, seed=seed, stale=stale)
-    run = _prepared(config, base)
+    run = _prepared(config, base, _command(profile, config, base))
     standing, seconds = _run(run, out, minutes=minutes, anew=anew)
     answer = _written(run, standing, out, seconds=seconds, share=share)
     output.show(answer, as_json=as_json, text="\n".join(f"{key}: {value}" for key, value in answer.items()))
@@ -183,30 +184,45 @@ class _Run:
     one: Trainer
     digest: str
     trained_on: dict[str, str]
+    wide: bool  # whether larger fleets are tried at the end
 
 
-def _prepared(config: Config, rule: str) -> _Run:
+def _command(profile: str, config: Config, rule: str) -> str:
+    words = [
+        "dwcp allocate train",
+        f"--profile {profile}",
+        f"--algorithm {config.algorithm}",
+        f"--seed {config.seed}",
+    ]
+    return " ".join([*words, *(["--stale"] if config.stale else []), *([f"--base {rule}"] if rule else [])])
+
+
+def _prepared(config: Config, rule: str, command: str) -> _Run:
     """Windows, the base rule at its scale, and the compiled parts."""
     _require_training()
     from dwcp.allocation.learn import assemble, checkpoint, courses, trainer
     from dwcp.allocation.policies import tuned
 
-    blind = tuned.Entry(cost=0.0, steps=0)
-    name, entry = (rule, blind) if rule else assemble.best_entry(_tuned(), stale=config.stale)
-    rough = _possible(lambda: assemble.make_base(name, entry)).score
+    first = assemble.HAND_WRITTEN
+    offered = [(rule, tuned.Entry(cost=0.0, steps=0))] if rule else _candidates(config)
+    rough = _possible(lambda: assemble.make_base(*(offered[0] if rule else first))).score
     output.remark(f"cutting {config.windows} windows for training and {config.validation} for validation")
     course = courses.training(0, config.windows, base=rough, like=config)
     exam = courses.validation(config.validation, base=rough, like=config)
+    output.remark(f"choosing the rule to stand on from {len(offered)}, on validation windows")
+    name, entry = assemble.best_entry(offered, exam) if len(offered) > 1 else offered[0]
     exam = courses.padded(exam, course.nodes)
     base = assemble.make_base(name, entry, course)
     trained_on = {
+        "command": command,
         "train": checkpoint.course_digest((*course.episodes, *course.states)),
         "validation": checkpoint.course_digest((*exam.episodes, *exam.states)),
     }
-    digest = checkpoint.config_digest(config, name + trained_on["train"] + trained_on["validation"])
+    described = f"{name} {entry.knobs} {entry.weights}"
+    digest = checkpoint.config_digest(config, described + trained_on["train"] + trained_on["validation"])
     output.remark(f"standing on {name}; compiling")
     one = _possible(lambda: trainer.prepare(config, course, exam, base.score, base.sharpness))
-    return _Run(config, base, course, exam, one, digest, trained_on)
+    return _Run(config, base, course, exam, one, digest, trained_on, config.jobs >= WIDE_JOBS)
 
 
 def _run(run: _Run, out: Path, *, minutes: float, anew: bool) -> tuple[Standing, float]:
@@ -247,7 +263,9 @@ def _tell(run: _Run, standing: Standing, seconds: float) -> None:
 
 def _written(run: _Run, standing: Standing, out: Path, *, seconds: float, share: bool) -> dict[str, Any]:
     """The model, its picture, and what is to be said of them."""
-    from dwcp.allocation.learn import assemble, curves
+    from dwcp.allocation import shipped
+    from dwcp.allocation.learn import assemble, card, courses, curves, fleets, trainer
+    from dwcp.allocation.policies import learned
 
     figures = {"train_seconds": round(seconds, 1)} | ({"env_share": _env_share(run.one)} if share else {})
     title = f"{run.config.algorithm}, seed {run.config.seed}, on {run.base.name}"
@@ -266,18 +284,20 @@ def _written(run: _Run, standing: Standing, out: Path, *, seconds: float, share:
         return answer | {
             "model": "none: canonical MADDPG cannot change its number of nodes, so it is not served"
         }
+    weights = trainer.export(standing, run.base.weights)
     made = assemble.make(
         standing,
         config=run.config,
         base=run.base,
-        views=assemble.sample_views(run.course, run.base.score),
+        views=courses.sampled(run.course, learned.scorer(weights), every=20, windows=run.course.windows),
         trained_on=run.trained_on,
         figures=figures | {"rule_cost": rule_cost},
-        nodes=(1, run.course.nodes),
+        tried=fleets.tried(weights, output.remark, fleets.COUNTS if run.wide else ()),
     )
-    assemble.load(made)  # refuses what a server would refuse
+    model = shipped.load(made)  # refuses what a server would refuse
     _put(out / WEIGHTS, made.weights)
     _put(out / MANIFEST, made.manifest)
+    _put(out / CARD, card.write(model).encode())
     return answer | {"model": made.digest, "folder": str(out)}
 
 
@@ -324,6 +344,12 @@ def _require_training() -> None:
         raise TrainingImpossible(f"{' and '.join(missing)} not installed: pip install 'dwcp[train]'")
 
 
+def _candidates(config: Config) -> list[tuple[str, Entry]]:
+    from dwcp.allocation.learn import assemble
+
+    return assemble.candidates(_tuned(), stale=config.stale)
+
+
 def _tuned() -> Table:
     from dwcp.allocation.policies import tuned
 
@@ -332,12 +358,12 @@ def _tuned() -> Table:
 
 
 def _model(folder: Path) -> Artefact:
-    from dwcp.allocation.learn import assemble
+    from dwcp.allocation import shipped
     from dwcp.models.artefact import Made, ModelRefused
 
     try:
         made = Made((folder / MANIFEST).read_bytes(), (folder / WEIGHTS).read_bytes())
-        return assemble.load(made)
+        return shipped.load(made)
     except (OSError, ModelRefused) as fault:
         raise ModelUnreadable(f"{folder}: {fault}") from fault
 

@@ -56,6 +56,7 @@ def test_a_run_goes_on_where_it_was_written_down() -> None:
         checkpoint.load(written[:100], fresh, digest)
 
 
+@pytest.mark.soak  # compiling two more algorithms takes a minute and a half
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("algorithm", ["mappo", "canonical"])
 def test_rivals_learn_something(algorithm: str) -> None:

@@ -95,12 +95,24 @@ def test_splits_never_meet() -> None:
     with pytest.raises(ValueError, match="below 10000"):
         splits.generator_seed("train", 10_000)
 
-    whole = generators.generate(generators.G2, np.random.default_rng(0), count=1000)
+    whole = generators.generate(generators.G2, np.random.default_rng(0), count=10_000)
     dev, validation, test = (splits.recorded(whole, split) for split in ("dev", "validation", "test"))
-    assert len(validation) + len(test) == 1000
+    assert len(validation) + len(test) == 10_000
     assert dev.arrival_s[-1] < validation.arrival_s[-1] < test.arrival_s[0]
     with pytest.raises(ValueError, match="recorded trace"):
         splits.recorded(whole, "train")
+
+
+@pytest.mark.parametrize("split", ["dev", "validation", "test"])
+def test_short_traces_have_windows_in_every_split(split: str) -> None:
+    """Goal: openb, with 7,255 pods, can be measured on. Method: as many workloads; cut the usual windows; what is
+    for looking at while developing stays within validation's part."""
+    whole = generators.generate(generators.G2, np.random.default_rng(1), count=7_255)
+
+    found = splits.windows(splits.recorded(whole, split), count=2, seed=30_000, wanted=Wanted())
+
+    assert found.capacity.shape[0] == 2
+    assert len(splits.recorded(whole, "dev")) <= len(splits.recorded(whole, "validation"))
 
 
 @pytest.mark.parametrize("load", [0.7, 1.1])
