@@ -18,7 +18,8 @@ from dwcp.allocation.policies.learned import CONTEXT, NODE, Inputs
 from dwcp.models.artefact import Artefact
 
 NODES = "nodes"  # the name under which a manifest bounds the number of nodes
-SLACK = 1e-4  # of rounding, in units of a feature
+MARGIN = 0.25  # of a feature's range: what lies further outside was never tried
+RANGE_MIN = 0.05
 
 
 @dataclass(slots=True)
@@ -65,4 +66,5 @@ def inside(inputs: Inputs, limits: dict[str, tuple[float, float]]) -> Bools:
 
 def _edges(limits: dict[str, tuple[float, float]], names: tuple[str, ...]) -> tuple[Floats, Floats]:
     found = np.array([limits.get(name, (-np.inf, np.inf)) for name in names])
-    return found[:, 0] - SLACK, found[:, 1] + SLACK
+    margin = MARGIN * np.maximum(found[:, 1] - found[:, 0], RANGE_MIN)
+    return found[:, 0] - margin, found[:, 1] + margin
