@@ -41,6 +41,7 @@ from dwcp.runtime.errors import RuntimeFault
 from dwcp.runtime.traces import load as load_trace
 from dwcp.runtime.traces import load_prices
 
+PRICED = 0.01  # of the rival's cost: where old information costs less, no share of it can be told
 MODEL, SHIPPED = "maddpg", "shipped"
 ROOT = Path(__file__).resolve().parent.parent
 TUNED = ROOT / "src" / "dwcp" / "allocation" / "policies" / "tuned.json"
@@ -265,7 +266,7 @@ def price_of_staleness(
     price = stale - fresh
     return {
         "stale_price_per_window": round(price, 3),
-        "won_back": round((stale - mine) / price, 4) if learned and price > 0 else None,
+        "won_back": round((stale - mine) / price, 4) if learned and price > PRICED * stale else None,
         "conflicts_per_window": round(float(outcomes[ours].counts[:, 3].mean()), 2),
     }
 
