@@ -29,7 +29,7 @@ taught by MADDPG (docs/allocation/training.md). Where its inputs leave the range
 | model | BLAKE3 `{model.digest}` |
 | weights | BLAKE3 `{manifest.weights}` |
 | made by | `{inputs["command"]}` |
-| stands on | {inputs["base"]}, chosen on validation windows |
+| stands on | {inputs["base"]}, as it was tuned |
 | training windows | BLAKE3 `{inputs["train"]}` |
 | validation windows | BLAKE3 `{inputs["validation"]}` |
 | updates, decisions | {facts.get("updates", 0):.0f}, {facts.get("decisions", 0):.0f} |

@@ -45,7 +45,9 @@ Seed = Annotated[int, typer.Option("--seed", help="of the run; each seed is anot
 Stale = Annotated[bool, typer.Option("--stale", help="sites know each other only as last reported")]
 Minutes = Annotated[float, typer.Option("--minutes", help="stop after the segment in which this has passed")]
 Anew = Annotated[bool, typer.Option("--anew", help="ignore a checkpoint in the folder")]
-BaseRule = Annotated[str, typer.Option("--base", help="a rule to stand on, blind; else the best tuned one")]
+BaseRule = Annotated[
+    str, typer.Option("--base", help="a rule to stand on, blind, or RULE@SETTING as it was tuned")
+]
 Share = Annotated[
     bool, typer.Option("--share", help="measure what environment and actors take; compiles once more")
 ]
@@ -201,11 +203,11 @@ def _prepared(config: Config, rule: str, command: str) -> _Run:
     """Windows, the base rule at its scale, and the compiled parts."""
     _require_training()
     from dwcp.allocation.learn import assemble, checkpoint, courses, trainer
-    from dwcp.allocation.policies import tuned
 
     first = assemble.HAND_WRITTEN
-    offered = [(rule, tuned.Entry(cost=0.0, steps=0))] if rule else _candidates(config)
-    rough = _possible(lambda: assemble.make_base(*(offered[0] if rule else first))).score
+    offered = [_asked(rule)] if rule else _candidates(config)
+    _possible(lambda: assemble.make_base(*offered[0]))
+    rough = assemble.make_base(*first).score
     output.remark(f"cutting {config.windows} windows for training and {config.validation} for validation")
     course = courses.training(0, config.windows, base=rough, like=config)
     exam = courses.validation(config.validation, base=rough, like=config)
@@ -342,6 +344,19 @@ def _require_training() -> None:
     missing = [name for name in ("jax", "optax") if find_spec(name) is None]
     if missing:
         raise TrainingImpossible(f"{' and '.join(missing)} not installed: pip install 'dwcp[train]'")
+
+
+def _asked(rule: str) -> tuple[str, Entry]:
+    """A blind rule, or `RULE@SETTING` as it was tuned, such as local-best-fit@fresh-0.7."""
+    from dwcp.allocation.policies import tuned
+
+    name, _at, setting = rule.partition("@")
+    if not setting:
+        return name, tuned.Entry(cost=0.0, steps=0)
+    found = _tuned().sets.get(setting)
+    if found is None or name not in found.entries:
+        raise TrainingImpossible(f"--base {rule[:60]!r}: no rule was tuned under this name and setting")
+    return name, found.entries[name]
 
 
 def _candidates(config: Config) -> list[tuple[str, Entry]]:
