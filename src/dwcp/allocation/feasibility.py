@@ -44,6 +44,16 @@ def choose_rows(scores: Any, mask: Any, xp: Any = np) -> Any:
     return xp.where(mask.any(axis=-1), xp.argmax(masked, axis=-1), -1)
 
 
+def choose_column(scores: Floats, mask: Bools) -> int:
+    """`choose_rows` for one decision: quick where the best score is an ordinary number, the same everywhere."""
+    masked = np.where(mask, scores, -np.inf)
+    column = int(masked.argmax())
+    best = masked[column]
+    if INFEASIBLE / 2 < best < np.inf:  # false for NaN, which argmax puts first
+        return column
+    return int(choose_rows(scores, mask))
+
+
 def reasons(fleet: Fleet, demand: Ints, row: int, *, site: str = "") -> tuple[Mask, ...]:
     """Everything that keeps the workload from node `row`; empty exactly where `feasible` is true."""
     free = fleet.free[row]

@@ -1,102 +1,50 @@
-"""Placement rules that need no learning. Each scores every node, higher is better: [N] float64.
+"""The placement rules by the names that requests and configurations may give.
 
-Scores say nothing about feasibility (`feasibility.choose` does) and are
-deterministic. `balance-wan` is the default: of the rules without training it
-was the best against costs that include the wide area network.
+They are the rules that learned policies are measured against (`policies.rules`): `NAME` blind as in the textbook,
+`NAME+` with the knobs that tuning found, and the tuned linear scorer. Nothing else scores where no model does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from importlib.resources import files
 
-import numpy as np
+from dwcp.allocation.env.view import Scores
+from dwcp.allocation.policies import tuned
+from dwcp.allocation.policies.rules import RULES, Knobs, policy
 
-from dwcp.allocation.fleet import Fleet, Floats, Ints
-
-BANDWIDTH = 3  # column of the node's link to the others, Mbit/s
-WAN_HALF_S = 60.0  # a transfer of this length costs half of the most that a transfer can cost
-WAN_WEIGHT = 1.0  # λ of balance − λ·WAN
-
-
-Links = Mapping[str, tuple[float, float]]  # site -> (uplink, downlink), Mbit/s
+LOAD = 0.95  # at which tuned rules are compared
+RANDOM = frozenset({"random", "power-of-two"})  # rules that draw: never what a fallback should be
+ALIASES = {"best-fit": "best-fit-l2", "local-site-first": "local-best-fit"}
+_BALANCE_WAN = Knobs(money=1.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is placed: `demand` [R] int64, and the data that would have to travel."""
-
-    demand: Ints
-    data_site: str = ""
-    data_bytes: int = 0
-    links: Links = field(default_factory=dict)
+def shipped() -> tuned.Table:
+    """The tuned knobs and weights of this release. Raises `TunedMalformed`."""
+    return tuned.parse((files("dwcp.allocation.policies") / "tuned.json").read_bytes())
 
 
-Heuristic = Callable[[Fleet, Wanted], Floats]
+def named(table: tuned.Table) -> dict[str, Scores]:
+    """Every policy without learning by its name; older names stay valid."""
+    found = tuned.causal_policies(table.entries(LOAD, stale=False))
+    found["balance-wan"] = policy(RULES["balance"], _BALANCE_WAN)
+    return found | {alias: found[name] for alias, name in ALIASES.items()}
 
 
-def first_fit(fleet: Fleet, _wanted: Wanted) -> Floats:
-    """The first node by name that fits: predictable, and packs."""
-    order = sorted(range(len(fleet.nodes)), key=lambda row: fleet.nodes[row].name)
-    scores = np.zeros(len(fleet.nodes))
-    scores[order] = -np.arange(len(order), dtype=np.float64)
-    return scores
+def best_rule(table: tuned.Table) -> str:
+    """The tuned rule that was cheapest on training streams, `balance-wan` where none was tuned.
 
-
-def best_fit(fleet: Fleet, wanted: Wanted) -> Floats:
-    """The node left with least (L2 over the resources' free fractions): keeps large gaps whole."""
-    left = 1.0 - _filled(fleet, wanted)
-    return np.asarray(-np.sqrt((left**2).mean(axis=1)), dtype=np.float64)
-
-
-def local_site_first(fleet: Fleet, wanted: Wanted) -> Floats:
-    """Where the data is, if anything fits there; best fit within and without."""
-    here = np.array([node.site == wanted.data_site for node in fleet.nodes], dtype=np.float64)
-    return np.asarray(best_fit(fleet, wanted) + 10.0 * here, dtype=np.float64)
-
-
-def balance_wan(fleet: Fleet, wanted: Wanted) -> Floats:
-    """Even use of the resources within the node, minus λ times the price of shipping the data.
-
-    Balance is 1 − the standard deviation of the filled fractions after the
-    placement, so a node is not left with one resource that nothing can use.
+    A rule, not the linear scorer: fitted weights promise nothing outside of what they were fitted on.
     """
-    balance = 1.0 - _filled(fleet, wanted).std(axis=1)
-    return np.asarray(balance - WAN_WEIGHT * wan_cost(fleet, wanted), dtype=np.float64)
+    entries = table.entries(LOAD, stale=False)
+    rules = {name: entry.cost for name, entry in entries.items() if name in RULES and name not in RANDOM}
+    return min(rules, key=lambda name: rules[name]) + "+" if rules else "balance-wan"
 
 
-def wan_cost(fleet: Fleet, wanted: Wanted) -> Floats:
-    """[N] in 0 … 1: t / (t + 60 s), t = the time to ship the data over the slower of both links.
-
-    A site without a known link has the best of its nodes' own; a link of 0 costs the most.
-    """
-    if not wanted.data_site or not wanted.data_bytes:
-        return np.zeros(len(fleet.nodes))
-    own = fleet.capacity[:, BANDWIDTH].astype(np.float64)
-    best = max(
-        (own[row] for row, node in enumerate(fleet.nodes) if node.site == wanted.data_site), default=0.0
-    )
-    uplink = wanted.links.get(wanted.data_site, (best, 0.0))[0]
-    downlinks = [wanted.links.get(node.site, (0.0, own[row]))[1] for row, node in enumerate(fleet.nodes)]
-    megabits = np.minimum(np.array(downlinks), uplink)
-    with np.errstate(divide="ignore"):
-        seconds = np.where(megabits > 0, wanted.data_bytes * 8 / 1e6 / megabits, np.inf)
-    cost = np.where(np.isinf(seconds), 1.0, seconds / (np.minimum(seconds, 1e18) + WAN_HALF_S))
-    local = np.array([node.site == wanted.data_site for node in fleet.nodes], dtype=np.bool_)
-    return np.asarray(np.where(local, 0.0, np.minimum(cost, 1.0)), dtype=np.float64)
+def draws(name: str) -> bool:
+    """Whether the policy needs noise."""
+    return name.removesuffix("+") in RANDOM
 
 
-def _filled(fleet: Fleet, wanted: Wanted) -> Floats:
-    """[N, R]: the fraction of each resource in use after the placement; 0 where a node has none of it."""
-    capacity = np.maximum(fleet.capacity, 1).astype(np.float64)
-    filled = (fleet.used + wanted.demand) / capacity
-    return np.asarray(np.where(fleet.capacity > 0, filled, 0.0), dtype=np.float64)
-
-
-HEURISTICS: dict[str, Heuristic] = {
-    "balance-wan": balance_wan,
-    "best-fit": best_fit,
-    "first-fit": first_fit,
-    "local-site-first": local_site_first,
-}
-DEFAULT = "balance-wan"
+TABLE = shipped()
+HEURISTICS: dict[str, Scores] = named(TABLE)
+DEFAULT = best_rule(TABLE)

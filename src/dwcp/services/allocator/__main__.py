@@ -2,36 +2,79 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 from dwcp.runtime.http import Check, Verdict, application, serve_configured
+from dwcp.runtime.keys import create_sign_key, load_sign_key
 from dwcp.runtime.principals import MANAGER, Grant
 from dwcp.runtime.process import Process, run
+from dwcp.runtime.registry import Registry
+from dwcp.services.allocator import extender_routes, routes
 from dwcp.services.allocator.config import AllocatorConfig
+from dwcp.services.allocator.desk import Desk
+from dwcp.services.allocator.extender_routes import add_extender_routes
+from dwcp.services.allocator.model_routes import DEPLOY_PATH, Placers, add_model_routes
 from dwcp.services.allocator.rebalance_routes import PLAN_PATH, add_rebalance_routes
-from dwcp.services.allocator.routes import NO_MODEL, PLACE_PATH, RELEASE_PATH, Desk, add_routes
+from dwcp.services.allocator.stage import KIND, Stage
+from dwcp.services.allocator.watching import watch
 
 
 async def main(config: AllocatorConfig, process: Process) -> None:
     """Serves until told to stop."""
+    path = config.data_dir / "models.key"
+    key = load_sign_key(path) if path.exists() else create_sign_key(path)
+    registry = Registry(config.data_dir / "models", KIND, public=key.public)
+    stage = Stage(
+        telemetry=process.telemetry, clock=process.clock, registry=registry, use_shipped=config.use_model
+    )
     desk = Desk(
-        policy=config.policy,
-        reservation_ms=config.reservation_ms,
         clock=process.clock,
         telemetry=process.telemetry,
-        links={link.site: (link.uplink_mbps, link.downlink_mbps) for link in config.links},
+        stage=stage,
+        policy=config.policy,
+        reservation_ms=config.reservation_ms,
+        terrain=config.terrain,
     )
-    process.health.add(
-        "policy", lambda: Check(Verdict.OK, NO_MODEL, {"model": "none", "policy": desk.policy})
-    )
+    await stage.refresh()
+    process.health.add("policy", lambda: _check(desk))
     app = application(process.health, process.telemetry)
-    add_routes(app, desk)
+    routes.add_routes(app, desk)
+    add_extender_routes(app, desk)
     add_rebalance_routes(app)
-    await serve_configured(
-        app,
-        config,
-        stop=process.stop,
-        telemetry=process.telemetry,
-        grants=(Grant(PLACE_PATH, MANAGER), Grant(RELEASE_PATH, MANAGER), Grant(PLAN_PATH, MANAGER)),
-    )
+    add_model_routes(app, Placers(stage, key, process.clock))
+    watching = [asyncio.create_task(stage.watch()), asyncio.create_task(watch(desk))]
+    try:
+        await serve_configured(
+            app,
+            config,
+            stop=process.stop,
+            telemetry=process.telemetry,
+            pure=(*routes.PURE_PATHS, *extender_routes.PURE_PATHS),
+            streams=(DEPLOY_PATH,),
+            grants=tuple(
+                Grant(granted, MANAGER)
+                for granted in (
+                    routes.PLACE_PATH,
+                    routes.BATCH_PATH,
+                    routes.RELEASE_PATH,
+                    routes.NODES_PATH,
+                    PLAN_PATH,
+                )
+            ),
+        )
+    finally:
+        for task in watching:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+def _check(desk: Desk) -> Check:
+    stage = desk.stage
+    verdict = Verdict.WARN if stage.trouble or stage.drift.changed else Verdict.OK
+    model = "none" if stage.active is None else stage.active.digest
+    return Check(verdict, stage.detail(), {"model": model, "policy": desk.policy})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ from dwcp.api.workloads import Capacity
 from dwcp.runtime.clock import ManualClock
 from dwcp.runtime.http import Health, application
 from dwcp.runtime.telemetry import Telemetry
-from dwcp.services.allocator.routes import Desk, add_routes
+from dwcp.services.allocator.desk import Desk
+from dwcp.services.allocator.routes import add_routes
+from dwcp.services.allocator.stage import Stage
 
 CAPACITY = Capacity(cpu_milli=1000, memory_mib=64, storage_mib=64, bandwidth_mbps=10)
 NODE = NodeState(name="oslo", site="oslo", capacity=CAPACITY)
@@ -29,7 +31,8 @@ class Service:
     def __init__(self) -> None:
         self.clock = ManualClock()
         telemetry = Telemetry("maddpg-allocator", version="0")
-        desk = Desk(policy="balance-wan", reservation_ms=5_000, clock=self.clock, telemetry=telemetry)
+        stage = Stage(telemetry=telemetry, clock=self.clock, use_shipped=False)
+        desk = Desk(policy="balance-wan", clock=self.clock, telemetry=telemetry, stage=stage)
         self.app = application(Health("maddpg-allocator", version="0", clock=self.clock), telemetry)
         add_routes(self.app, desk)
 

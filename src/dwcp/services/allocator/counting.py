@@ -1,0 +1,153 @@
+"""The desk's metrics, each there at 0 before its first event; a batch is counted in one go."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from dwcp.allocation.env.reference import stranded
+from dwcp.allocation.fleet import RESOURCES
+from dwcp.allocation.heuristics import HEURISTICS
+from dwcp.allocation.serving.chain import Decision, Fallback
+from dwcp.allocation.serving.explain import staleness
+from dwcp.allocation.serving.scene import Scene
+from dwcp.runtime.telemetry import Telemetry
+
+NOWHERE = "none"  # the site label where there is no node
+SITES_MAX = 64  # sites that have series of their own
+_SHAPE = np.array([[2000, 4096, 20480, 100]])  # a middling workload: what cannot take one is stranded
+
+
+class Counting:
+    """Labels are bounded: policies, reasons and resources are fixed, sites at most 64."""
+
+    def __init__(self, telemetry: Telemetry, *, policy: str) -> None:
+        self._telemetry = telemetry
+        self._sites: set[str] = {NOWHERE}
+        for name in {*HEURISTICS, policy, "maddpg-placer"}:
+            telemetry.touch("dwcp_maddpg_optimization_total", policy=name)
+        for reason in (*RESOURCES, "status", "site"):
+            telemetry.touch("dwcp_maddpg_optimization_infeasible_total", resource=reason)
+            telemetry.touch("dwcp_maddpg_infeasible_masked_total", resource=reason)
+        for reason in Fallback:
+            telemetry.touch("dwcp_maddpg_fallback_total", reason=reason.value)
+        for kind in ("model", "rule", "shadow"):
+            for result in ("placed", "deferred", "none"):
+                telemetry.touch("dwcp_maddpg_decisions_total", site=NOWHERE, policy=kind, result=result)
+        for result in ("ok", "failed"):
+            telemetry.touch("dwcp_maddpg_model_reload_total", result=result)
+        for component in ("wan", "energy", "wait"):
+            telemetry.touch("dwcp_maddpg_cost_usd_total", component=component)
+        for name in ("dwcp_maddpg_optimization_seconds", "dwcp_maddpg_capacity_invariant_violations_total"):
+            telemetry.touch(name)
+        telemetry.touch("dwcp_maddpg_commit_conflicts_total", site=NOWHERE)
+        for stage in ("single", "batch"):
+            telemetry.touch("dwcp_maddpg_decision_seconds", stage=stage)
+        for name in ("regret_usd", "agreement_ratio"):
+            telemetry.gauge(f"dwcp_maddpg_shadow_{name}", 0)
+        for name in ("dwcp_maddpg_ood_ratio", "dwcp_maddpg_model_share", "dwcp_maddpg_optimization_reward"):
+            telemetry.gauge(name, 0)
+
+    def decided(self, decision: Decision, *, seconds: float) -> None:
+        self._telemetry.observe("dwcp_maddpg_decision_seconds", seconds, stage="single")
+        self._all((decision,), seconds)
+
+    def batch(self, decisions: Sequence[Decision], *, seconds: float) -> None:
+        self._telemetry.observe("dwcp_maddpg_decision_seconds", seconds, stage="batch")
+        self._all(decisions, seconds)
+
+    def conflict(self, site: str) -> None:
+        self._telemetry.count("dwcp_maddpg_commit_conflicts_total", site=self._site(site))
+
+    def shadow(
+        self, *, regret_usd: float, agreement: float, ood: float, share: float, cost_usd: float
+    ) -> None:
+        """What the permanent shadow has shown so far."""
+        gauge = self._telemetry.gauge
+        gauge("dwcp_maddpg_shadow_regret_usd", regret_usd)
+        gauge("dwcp_maddpg_shadow_agreement_ratio", agreement)
+        gauge("dwcp_maddpg_ood_ratio", ood)
+        gauge("dwcp_maddpg_model_share", share)
+        gauge("dwcp_maddpg_optimization_reward", -cost_usd)
+
+    def fleet(self, scene: Scene) -> None:
+        """How the fleet is used, by site; and that nothing is overfull by decisions is counted here."""
+        sites = np.array(scene.roster.sites)
+        for site in sorted(set(scene.roster.sites))[:SITES_MAX]:
+            own = sites == site
+            capacity, used = scene.roster.capacity[own], scene.used[own]
+            for column, name in enumerate(RESOURCES):
+                whole = max(int(capacity[:, column].sum()), 1)
+                ratio = float(used[:, column].sum()) / whole
+                self._telemetry.gauge(
+                    "dwcp_maddpg_node_utilization_ratio", ratio, site=self._site(site), resource=name
+                )
+            lost = float(stranded(capacity[None], _SHAPE, used[None], scene.open[own][None])[0])
+            cores = max(float(capacity[:, 0].sum()) / 1000.0, 1e-9)
+            self._telemetry.gauge("dwcp_maddpg_stranded_ratio", lost / cores, site=self._site(site))
+        for site, age in staleness(scene).items():
+            self._telemetry.gauge("dwcp_maddpg_state_staleness_seconds", age, site=self._site(site))
+
+    def violated(self, nodes: int) -> None:
+        self._telemetry.count("dwcp_maddpg_capacity_invariant_violations_total", nodes)
+
+    def _all(self, decisions: Sequence[Decision], seconds: float) -> None:
+        telemetry = self._telemetry
+        results: Counter[tuple[str, str, str]] = Counter()
+        policies: Counter[str] = Counter()
+        fallbacks: Counter[str] = Counter()
+        costs = [0.0, 0.0, 0.0]
+        for decision in decisions:
+            row = decision.row
+            site = NOWHERE if row is None else self._site(decision.scene.roster.sites[row])
+            result = "deferred" if decision.deferred else "none" if row is None else "placed"
+            results[site, "model" if decision.by_model else "rule", result] += 1
+            results[NOWHERE, "shadow", result] += decision.agreed is not None
+            policies["maddpg-placer" if decision.by_model else decision.rule.name] += 1
+            if decision.fallback in _REASONS:
+                fallbacks[decision.fallback] += 1
+            if row is None:
+                self._masked(decision)
+            else:
+                costs[0] += float(decision.view.wan[row])
+                costs[1] += float(decision.view.energy[row])
+                costs[2] += _waiting(decision, row)
+        for (site, kind, result), count in results.items():
+            telemetry.count("dwcp_maddpg_decisions_total", count, site=site, policy=kind, result=result)
+        for policy, count in policies.items():
+            telemetry.count("dwcp_maddpg_optimization_total", count, policy=policy)
+        for reason, count in fallbacks.items():
+            telemetry.count("dwcp_maddpg_fallback_total", count, reason=reason)
+        for component, cost in zip(("wan", "energy", "wait"), costs, strict=True):
+            telemetry.count("dwcp_maddpg_cost_usd_total", cost, component=component)
+        for _decision in decisions:
+            telemetry.observe("dwcp_maddpg_optimization_seconds", seconds / len(decisions))
+
+    def _masked(self, decision: Decision) -> None:
+        """Why nothing was feasible: each reason once per decision, and by node."""
+        scene, wanted = decision.scene, decision.wanted
+        short = (scene.free < wanted.demand).sum(axis=0).tolist()
+        found = dict(zip(RESOURCES, short, strict=True))
+        found["status"] = int((~scene.open).sum())
+        found["site"] = int((~scene.roster.pinned(wanted.site)).sum())
+        for reason, nodes in found.items():
+            if nodes:
+                self._telemetry.count("dwcp_maddpg_optimization_infeasible_total", resource=reason)
+                self._telemetry.count("dwcp_maddpg_infeasible_masked_total", nodes, resource=reason)
+
+    def _site(self, site: str) -> str:
+        if site not in self._sites and len(self._sites) >= SITES_MAX:
+            return "other"
+        self._sites.add(site)
+        return site
+
+
+_REASONS = frozenset(reason.value for reason in Fallback)
+
+
+def _waiting(decision: Decision, row: int) -> float:
+    """Dollars for a late start: what is left of the cost beside shipping and energy."""
+    cost = decision.model_cost if decision.by_model else decision.rule_cost
+    return max(0.0, cost - float(decision.view.wan[row]) - float(decision.view.energy[row]))

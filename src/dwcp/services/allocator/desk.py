@@ -1,0 +1,440 @@
+"""Where workloads get their nodes: one desk, one decision after the other, each within its deadline.
+
+It keeps the fleet that it was told, what it has placed or promised since, and the last decisions. Nodes that come with
+a request count for that request alone; of them only promises are remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from dwcp.allocation.decide import PolicyUnknown as PolicyUnknown
+from dwcp.allocation.decide import by_name, rule_named
+from dwcp.allocation.fleet import FleetMalformed, fleet_of, quantities
+from dwcp.allocation.heuristics import DEFAULT, HEURISTICS, draws
+from dwcp.allocation.reservations import Reservations
+from dwcp.allocation.serving.chain import FAULTS, Decision, Fallback, Rule, Served, decide
+from dwcp.allocation.serving.explain import candidates, explanation, why
+from dwcp.allocation.serving.records import Records
+from dwcp.allocation.serving.scene import Scene, Terrain, Wanted, capacity_of, scene_of, wanted_of
+from dwcp.allocation.serving.state import FleetState
+from dwcp.api import allocator as api
+from dwcp.api.allocator import NodeState, PlaceAnswer, PlaceRequest
+from dwcp.api.workloads import Allocation, Capacity, NodeStatus, Placed
+from dwcp.runtime.clock import Clock, boottime_ns
+from dwcp.runtime.telemetry import Telemetry
+from dwcp.services.allocator.counting import Counting
+from dwcp.services.allocator.stage import Stage
+
+DEADLINE_S, BATCH_DEADLINE_S = 0.010, 0.040
+ASKED = "asked"  # a rule was asked for by name: no fallback
+PLACER = "maddpg-placer"
+CONFLICTS_MAX = 3  # choices made again after a node has changed; then the rule's
+_NOTHING = Capacity(cpu_milli=0, memory_mib=0, storage_mib=0, bandwidth_mbps=0)
+
+
+class FleetStale(ValueError):
+    """The request names nodes that are not known here: tell them again with `POST /v1/nodes`."""
+
+
+class DecisionUnknown(ValueError):
+    """No such decision is kept: the last 1,024 are, until a restart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """When the answer is due, in nanoseconds since the machine started."""
+
+    at_ns: int
+    clock_ns: Callable[[], int] = boottime_ns
+
+    def left_s(self) -> float:
+        return (self.at_ns - self.clock_ns()) / 1e9
+
+
+class Desk:
+    """Answers placement requests. Used by one event loop: a decision and its commit are not interrupted."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        telemetry: Telemetry,
+        stage: Stage,
+        policy: str = DEFAULT,
+        reservation_ms: int = 5_000,
+        terrain: Terrain | None = None,
+        clock_ns: Callable[[], int] = boottime_ns,
+    ) -> None:
+        self.policy = policy
+        self.stage = stage
+        self.terrain = terrain or Terrain()
+        self.fleet = FleetState(self.terrain)
+        self.epoch = f"{clock.now_ms() & 0xFFFFFFFFFF:x}"
+        self.records = Records(self.epoch)
+        self._clock = clock
+        self._clock_ns = clock_ns
+        self._hold_ms = reservation_ms
+        self._reservations = Reservations(ttl_ms=reservation_ms)
+        self._seen: tuple[NodeState, ...] = ()
+        self._seen_ms: int | None = None
+        self._expect_s = 0.0  # of a decision with a model
+        self._rules = {name: Rule(name, score, draws(name)) for name, score in HEURISTICS.items()}
+        self.counting = Counting(telemetry, policy=policy)
+
+    # placements
+
+    def place(self, asked: PlaceRequest) -> PlaceAnswer:
+        """Raises `FleetMalformed`, `FleetStale`, `PolicyUnknown`, `FleetFull`."""
+        started_ns = self._clock_ns()
+        deadline = Deadline(started_ns + int(DEADLINE_S * 1e9), self._clock_ns)
+        now_ms = self._clock.monotonic_ms()
+        if asked.fleet:
+            self._require(asked.fleet)
+            self.fleet.expire(now_ms)
+            wanted = self._checked(asked)
+            decision, answer = self._into(
+                self.fleet, asked, wanted, deadline=deadline, now_ms=now_ms, name=asked.fleet
+            )
+        else:
+            decision, answer = self._carried(asked, deadline, now_ms)
+        self.counting.decided(decision, seconds=(self._clock_ns() - started_ns) / 1e9)
+        return answer
+
+    def batch(self, asked: api.BatchRequest) -> api.BatchAnswer:
+        """By priority, the highest first, equals in their order; each sees those before. Raises as `place`."""
+        if len(asked.items) > api.BATCH_MAX:
+            raise FleetMalformed(f"items: {len(asked.items)}; at most {api.BATCH_MAX} in one batch")
+        started_ns = self._clock_ns()
+        deadline = Deadline(started_ns + int(BATCH_DEADLINE_S * 1e9), self._clock_ns)
+        now_ms = self._clock.monotonic_ms()
+        fleet = self._fleet_for(asked.fleet, asked.nodes, now_ms)
+        wanted = [self._checked(item) for item in asked.items]
+        order = sorted(range(len(wanted)), key=lambda place: -wanted[place].priority)
+        answers: list[PlaceAnswer | None] = [None] * len(wanted)
+        decisions = []
+        for place in order:
+            item = asked.items[place]
+            decision, answer = self._into(
+                fleet, item, wanted[place], deadline=deadline, now_ms=now_ms, name=asked.fleet
+            )
+            if fleet is not self.fleet and answer.node:
+                self._reservations.reserve(item.workload, answer.node, item.demand, now_ms=now_ms)
+            answers[place] = answer
+            decisions.append(decision)
+        self.counting.batch(decisions, seconds=(self._clock_ns() - started_ns) / 1e9)
+        return api.BatchAnswer(answers=tuple(one for one in answers if one is not None), fleet=self.revision)
+
+    def release(self, workload: str) -> bool:
+        held = self.fleet.release(workload)
+        return self._reservations.release(workload) or held
+
+    def simulate(self, asked: PlaceRequest) -> PlaceAnswer:
+        """The answer that `place` would give, with every candidate; nothing is reserved, counted or kept."""
+        now_ms = self._clock.monotonic_ms()
+        deadline = Deadline(self._clock_ns() + int(DEADLINE_S * 1e9), self._clock_ns)
+        if asked.fleet:
+            self._require(asked.fleet)
+            self.fleet.expire(now_ms)
+            scene = self._scene(self.fleet, asked.workload, now_ms)
+        else:
+            scene = self._carried_scene(asked, now_ms)
+        decision = self._dry(scene, self._checked(asked), asked.policy, deadline)
+        return self._answer(decision, identity="", candidates_=candidates(decision))
+
+    def whatif(self, asked: api.WhatIf) -> api.WhatIfAnswer:
+        """Where these workloads would go now, and after the change. Raises as `place`, and `NodeUnknown`."""
+        now_ms = self._clock.monotonic_ms()
+        if len(asked.items) > api.BATCH_MAX:
+            raise FleetMalformed(f"items: {len(asked.items)}; at most {api.BATCH_MAX}")
+        before = self._fleet_for(asked.fleet, asked.nodes, now_ms).fork()
+        after = before.fork()
+        after.upsert(asked.add)
+        after.remove(asked.remove)
+        after.set_status(asked.drain, NodeStatus.DRAINING)
+        first, then = self._tried(before, asked.items, now_ms), self._tried(after, asked.items, now_ms)
+        old, new = [answer for answer, _ in first], [answer for answer, _ in then]
+        return api.WhatIfAnswer(
+            before=tuple(old),
+            after=tuple(new),
+            moved=tuple(a.workload for a, b in zip(old, new, strict=True) if a.node != b.node),
+            placed_before=sum(bool(answer.node) for answer in old),
+            placed_after=sum(bool(answer.node) for answer in new),
+            cost_usd_before=sum(cost for _, cost in first),
+            cost_usd_after=sum(cost for _, cost in then),
+        )
+
+    # nodes
+
+    @property
+    def revision(self) -> str:
+        return f"{self.epoch}.{self.fleet.revision}"
+
+    def change(self, change: api.NodesChange) -> api.FleetRevision:
+        """All of it or nothing. Raises `FleetMalformed`, `FleetStale`, `NodeUnknown`."""
+        if change.fleet and change.fleet != self.revision:
+            raise FleetStale(
+                f"fleet: {change.fleet[:40]!r} is not in force, {self.revision} is; read it and try again"
+            )
+        trial = self.fleet.fork()
+        if change.replace:
+            trial.remove(set(trial.roster.names) - {node.name for node in change.upsert})
+        if len({node.name for node in change.upsert}) != len(change.upsert):
+            raise FleetMalformed("upsert: a name is given twice; name each node once")
+        if change.upsert:
+            trial.upsert(change.upsert)
+        for names, status in (
+            (change.drain, NodeStatus.DRAINING),
+            (change.fail, NodeStatus.DOWN),
+            (change.ready, NodeStatus.READY),
+        ):
+            if names:
+                trial.set_status(names, status)
+        if change.remove:
+            trial.remove(change.remove)
+        self.fleet = trial
+        self.counting.fleet(self.scene())
+        return api.FleetRevision(fleet=self.revision, nodes=len(trial))
+
+    def nodes(self) -> api.SeenNodes:
+        now_ms, wall_ms = self._clock.monotonic_ms(), self._clock.now_ms()
+        if len(self.fleet):
+            self.fleet.expire(now_ms)
+            return self._told()
+        current = self._reservations.current(now_ms=now_ms)
+        reserved = self._reservations.by_node(self._seen, workload="", now_ms=now_ms)
+        seen = tuple(
+            api.SeenNode(node=node, reserved=reserved.get(node.name, _NOTHING)) for node in self._seen
+        )
+        age_ms = -1 if self._seen_ms is None else max(0, now_ms - self._seen_ms)
+        shown = tuple(
+            msgspec.structs.replace(one, expires_ms=one.expires_ms - now_ms + wall_ms) for one in current
+        )
+        return api.SeenNodes(nodes=seen, reservations=shown, age_ms=age_ms, fleet=self.revision)
+
+    # what there is to know
+
+    def explain(self, identity: str) -> api.Explanation:
+        """Raises `DecisionUnknown`."""
+        found = self.records.find(identity)
+        if found is None:
+            raise DecisionUnknown(
+                f"decision {identity[:40]!r} is not kept: the last 1,024 are, until a restart"
+            )
+        return explanation(found.decision, identity=identity, fleet=found.fleet, at_ms=found.at_ms)
+
+    def model(self) -> api.ModelInfo:
+        stage, active = self.stage, self.stage.active
+        return api.ModelInfo(
+            model="none" if active is None else active.digest,
+            detail=stage.detail(),
+            policy=self.policy,
+            policies=tuple(sorted(HEURISTICS)),
+            version="" if active is None else active.version,
+            nodes_validated=(0, 0) if active is None else active.nodes,
+            decisions=stage.shadow.decisions,
+            model_share=stage.shadow.model_share,
+            agreement=stage.shadow.agreement,
+            regret_usd=stage.shadow.mean_regret_usd,
+            drifted=stage.drift.changed,
+            canary_sites_pct=stage.state.canary_pct,
+        )
+
+    def scene(self) -> Scene:
+        """The fleet kept here as it is now."""
+        now_ms = self._clock.monotonic_ms()
+        self.fleet.expire(now_ms)
+        return self._scene(self.fleet, "", now_ms)
+
+    # parts
+
+    def _carried(self, asked: PlaceRequest, deadline: Deadline, now_ms: int) -> tuple[Decision, PlaceAnswer]:
+        """Nodes that came with the request; the answer names every candidate."""
+        wanted = self._checked(asked)
+        scene = self._carried_scene(asked, now_ms)
+        self._seen, self._seen_ms = asked.nodes, now_ms
+        decision = self._decide(scene, wanted, asked.policy, deadline)
+        identity = self.records.keep(decision, fleet="", at_ms=self._clock.now_ms())
+        answer = self._answer(decision, identity=identity, candidates_=candidates(decision))
+        if answer.node:
+            self._reservations.reserve(asked.workload, answer.node, asked.demand, now_ms=now_ms)
+        return decision, answer
+
+    def _into(
+        self,
+        fleet: FleetState,
+        asked: PlaceRequest,
+        wanted: Wanted,
+        *,
+        deadline: Deadline,
+        now_ms: int,
+        name: str,
+    ) -> tuple[Decision, PlaceAnswer]:
+        """Decides and takes the room, again where the node has changed meanwhile; `name` is the fleet's revision."""
+        for attempt in range(CONFLICTS_MAX + 1):
+            scene = self._scene(fleet, asked.workload, now_ms)
+            refused = Fallback.CONFLICT if attempt == CONFLICTS_MAX else ""
+            decision = self._decide(scene, wanted, asked.policy, deadline, refused=refused)
+            if decision.row is None or self._taken(fleet, asked, decision, now_ms):
+                identity = self.records.keep(decision, fleet=name, at_ms=self._clock.now_ms())
+                return decision, self._answer(decision, identity=identity)
+            self.counting.conflict(scene.roster.sites[decision.row])
+        identity = self.records.keep(decision, fleet=name, at_ms=self._clock.now_ms())
+        reason = "the chosen nodes changed while they were being chosen; ask again"
+        return decision, msgspec.structs.replace(
+            self._answer(decision, identity=identity), node="", reason=reason
+        )
+
+    def _taken(self, fleet: FleetState, asked: PlaceRequest, decision: Decision, now_ms: int) -> bool:
+        row = decision.row
+        assert row is not None
+        return fleet.hold(
+            asked.workload,
+            row,
+            decision.wanted.demand,
+            version=int(decision.scene.version[row]),
+            now_ms=now_ms,
+            until_ms=None if asked.commit else now_ms + self._hold_ms,
+            run_ms=int(decision.wanted.predicted_s * 1000),
+        )
+
+    def _decide(
+        self, scene: Scene, wanted: Wanted, policy: str, deadline: Deadline, *, refused: str = ""
+    ) -> Decision:
+        if policy:  # a rule was asked for by name
+            return decide(scene, wanted, self._rules[policy], model=None, refused=ASKED)
+        model: Served | None
+        model, why_not = self.stage.model_for(wanted.site or wanted.data_site)
+        started_ns = self._clock_ns()
+        decision = decide(
+            scene,
+            wanted,
+            self._rules[self.policy],
+            model=model,
+            refused=refused or why_not,
+            left_s=deadline.left_s,
+            expect_s=self._expect_s,
+        )
+        self._expect((self._clock_ns() - started_ns) / 1e9, decision)
+        self.stage.noted(decision, faulty=decision.fallback in FAULTS)
+        return decision
+
+    def _dry(self, scene: Scene, wanted: Wanted, policy: str, deadline: Deadline) -> Decision:
+        """As `_decide`, without a trace."""
+        if policy:
+            return decide(scene, wanted, self._rules[policy], model=None, refused=ASKED)
+        model, why_not = self.stage.model_for(wanted.site or wanted.data_site)
+        rule = self._rules[self.policy]
+        return decide(scene, wanted, rule, model=model, refused=why_not, left_s=deadline.left_s)
+
+    def _expect(self, took_s: float, decision: Decision) -> None:
+        """How long a model's decision takes, by the last ones; shorter each time it was not asked for want of time."""
+        if decision.scored is not None:
+            self._expect_s += 0.1 * (took_s - self._expect_s)
+        elif decision.fallback == Fallback.TIMEOUT:
+            self._expect_s *= 0.9
+
+    def _answer(
+        self, decision: Decision, *, identity: str, candidates_: tuple[api.Candidate, ...] = ()
+    ) -> PlaceAnswer:
+        model, row = decision.model, decision.row
+        by_model = decision.by_model and model is not None
+        return PlaceAnswer(
+            workload=decision.wanted.name,
+            node="" if row is None else decision.scene.roster.names[row],
+            policy=PLACER if by_model else decision.rule.name,
+            candidates=candidates_,
+            reason=why(decision) if row is None else "",
+            model=model.digest if by_model and model is not None else "none",
+            by="model" if by_model else "rule",
+            fallback="" if decision.fallback == ASKED else decision.fallback,
+            decision=identity,
+            deferred=decision.deferred,
+        )
+
+    def _tried(
+        self, fleet: FleetState, items: Sequence[PlaceRequest], now_ms: int
+    ) -> list[tuple[PlaceAnswer, float]]:
+        """By the model and the rules as they are, into a fleet that nobody keeps."""
+        found: dict[int, tuple[PlaceAnswer, float]] = {}
+        deadline = Deadline(self._clock_ns() + int(BATCH_DEADLINE_S * 1e9), self._clock_ns)
+        wanted = [self._checked(item) for item in items]
+        for place in sorted(range(len(items)), key=lambda place: -wanted[place].priority):
+            asked = items[place]
+            scene = self._scene(fleet, asked.workload, now_ms)
+            decision = self._dry(scene, wanted[place], asked.policy, deadline)
+            if decision.row is not None:
+                self._taken(fleet, asked, decision, now_ms)
+            cost = decision.model_cost if decision.by_model else decision.rule_cost
+            found[place] = self._answer(decision, identity=""), cost
+        return [found[place] for place in range(len(items))]
+
+    def _checked(self, asked: PlaceRequest) -> Wanted:
+        """Raises `FleetMalformed`, `PolicyUnknown`."""
+        if asked.policy:
+            rule_named(asked.policy)
+        return wanted_of(asked)
+
+    def _require(self, name: str) -> None:
+        """The revision that a request names is in force or older: the asker knows nothing newer than this desk."""
+        epoch, _, number = name.partition(".")
+        if epoch != self.epoch or not number.isdecimal() or int(number[:18]) > self.fleet.revision:
+            raise FleetStale(
+                f"fleet: {name[:40]!r} is not known here, {self.revision} is; tell the nodes again"
+            )
+
+    def _fleet_for(self, name: str, nodes: tuple[NodeState, ...], now_ms: int) -> FleetState:
+        """The fleet kept here, or one of the nodes that came along with what is promised on them."""
+        if name:
+            self._require(name)
+            self.fleet.expire(now_ms)
+            return self.fleet
+        self._bounded(nodes)
+        fleet = FleetState(self.terrain)
+        fleet.upsert(fleet_of(nodes).nodes)
+        self._reservations.by_node(nodes, workload="", now_ms=now_ms)  # forgets what became a placement
+        for kept in self._reservations.current(now_ms=now_ms):
+            row = fleet.roster.rows.get(kept.node)
+            if row is not None:
+                fleet.count(kept.workload, row, quantities(kept.demand, where="reservations"), ends_ms=now_ms)
+        return fleet
+
+    def _carried_scene(self, asked: PlaceRequest, now_ms: int) -> Scene:
+        self._bounded(asked.nodes)
+        reserved = self._reservations.by_node(asked.nodes, workload=asked.workload, now_ms=now_ms)
+        fleet = by_name(fleet_of(asked.nodes, workload=asked.workload, reserved=reserved))
+        return scene_of(fleet, self.terrain, now_ms=self._clock.now_ms())
+
+    def _scene(self, fleet: FleetState, workload: str, now_ms: int) -> Scene:
+        return fleet.scene(workload=workload, wall_ms=self._clock.now_ms(), now_ms=now_ms)
+
+    def _told(self) -> api.SeenNodes:
+        """The fleet kept here with what is held on it beside what was described."""
+        held: dict[str, list[Placed]] = {}
+        sums: dict[str, Capacity] = {}
+        for workload, one in self.fleet.held().items():
+            held.setdefault(one.node, []).append(Placed(workload, 0, capacity_of(one.demand)))
+        for node, entries in held.items():
+            total = sum(
+                (quantities(entry.demand, where=node) for entry in entries), np.zeros(4, dtype=np.int64)
+            )
+            sums[node] = capacity_of(total)
+        nodes = tuple(
+            api.SeenNode(
+                node=msgspec.structs.replace(
+                    node, allocation=Allocation((*node.allocation.placed, *held.get(node.name, ())))
+                ),
+                reserved=sums.get(node.name, _NOTHING),
+            )
+            for node in self.fleet.nodes()
+        )
+        return api.SeenNodes(nodes=nodes, reservations=(), age_ms=0, fleet=self.revision)
+
+    @staticmethod
+    def _bounded(nodes: Sequence[NodeState]) -> None:
+        if len(nodes) > api.NODES_MAX:
+            raise FleetMalformed(f"nodes: {len(nodes)}; at most {api.NODES_MAX} in one request")

@@ -1,0 +1,173 @@
+"""Deploying, trying and withdrawing placers: the registry's checks first, then its state, then the swap."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+
+from dwcp.api import models as api
+from dwcp.consensus.core.machine import Signer
+from dwcp.models import artefact
+from dwcp.models.artefact import Made, ModelRefused
+from dwcp.models.lifecycle import GateClosed, Lifecycle
+from dwcp.runtime.clock import Clock
+from dwcp.runtime.http import Refusal, json_response
+from dwcp.runtime.registry import NoSuchModel, Registry
+from dwcp.services import bodies
+from dwcp.services.allocator.stage import KIND, Stage
+
+MODELS_PATH = "/" + "/".join(api.PREFIX)
+DEPLOY_PATH = MODELS_PATH + "/deploy"
+
+
+@dataclass(frozen=True, slots=True)
+class Placers:
+    """The models of a stage, changed by operators. `signer` vouches for what is admitted."""
+
+    stage: Stage
+    signer: Signer
+    clock: Clock
+
+    @property
+    def registry(self) -> Registry:
+        if self.stage.registry is None:
+            raise GateClosed("this allocator keeps no models")
+        return self.stage.registry
+
+    def view(self) -> api.Models:
+        """Blocking: reads manifests."""
+        state = self.stage.state
+        roles = api.Roles(state.active, state.previous, state.staged, state.canary, state.canary_pct)
+        return api.Models(
+            name=KIND.name,
+            roles=roles,
+            models=tuple(self._model(digest, state) for digest in self.registry.digests()),
+            evaluation=self._evaluation(),
+            drifted=self.stage.drift.changed,
+            trouble=self.stage.trouble,
+        )
+
+    async def deploy(self, upload: api.Upload) -> api.Changed:
+        """To staging. Raises `ModelRefused`, `GateClosed`; nothing has changed then."""
+        made = Made(upload.manifest, upload.weights)
+        checked = await asyncio.to_thread(
+            artefact.load, made, name=KIND.name, schema=KIND.schema, forward=KIND.forward
+        )
+        if not upload.dry_run:
+            await asyncio.to_thread(self.registry.admit, made, signer=self.signer)
+        return await self._step(
+            "staged", lambda state: state.stage(checked.digest), checked.digest, upload.dry_run
+        )
+
+    async def canary(self, step: api.Step) -> api.Changed:
+        """At a share of the sites, or at all. Raises `GateClosed`."""
+        now_ms = self.clock.now_ms()
+        state = self.registry.state()
+        digest = state.canary or state.staged
+        if step.pct == 100:
+            return await self._step(
+                "deployed to all sites", lambda one: one.promote(now_ms=now_ms), digest, step.dry_run
+            )
+        return await self._step(
+            f"canary at {step.pct} % of the sites",
+            lambda one: one.start_canary(step.pct),
+            digest,
+            step.dry_run,
+        )
+
+    async def roll_back(self, step: api.Step) -> api.Changed:
+        """Raises `GateClosed` where there is nothing to undo."""
+        return await self._step("rolled back", Lifecycle.roll_back, "", step.dry_run)
+
+    async def _step(
+        self, did: str, change: Callable[[Lifecycle], Lifecycle], digest: str, dry_run: bool
+    ) -> api.Changed:
+        if dry_run:
+            change(self.registry.state())
+        else:
+            await asyncio.to_thread(self.registry.change, change)
+            await self.stage.refresh()
+        return api.Changed(did, digest, dry_run, await asyncio.to_thread(self.view), {})
+
+    def _evaluation(self) -> api.Evaluation | None:
+        candidate, trial = self.stage.candidate, self.stage.trial
+        if candidate is None:
+            return None
+        comparison, known = trial.comparison, trial.comparison.samples >= 2
+        return api.Evaluation(
+            subject=candidate.digest,
+            reference="rule",
+            verdict=comparison.verdict().value,
+            samples=comparison.samples,
+            samples_needed=200,
+            log_cost_mean=comparison.mean,
+            log_cost_low=comparison.low if known else None,
+            log_cost_high=comparison.high if known else None,
+            faults=self.stage.breaker.failures,
+            selection_p99_us=0.0,
+        )
+
+    def _model(self, digest: str, state: Lifecycle) -> api.Model:
+        try:
+            manifest = self.registry.load(digest).manifest
+        except ModelRefused as exc:
+            return api.Model(digest, f"unusable: {exc}", {})
+        roles = ("active", "previous", "staged", "canary")
+        held = tuple(role for role in roles if getattr(state, role) == digest)
+        word = state.words.get(digest)
+        if word is None:
+            return api.Model(digest, manifest.version, manifest.figures, held)
+        verdict, samples, at_ms = word.verdict.value, word.samples, word.at_ms
+        return api.Model(digest, manifest.version, manifest.figures, held, verdict, samples, at_ms)
+
+
+def add_model_routes(app: FastAPI, placers: Placers) -> None:
+    """Mounts the routes under `MODELS_PATH`."""
+
+    async def listed(_request: Request) -> Response:
+        return json_response(await asyncio.to_thread(placers.view))
+
+    async def shown(request: Request) -> Response:
+        registry = placers.registry
+        found = await asyncio.to_thread(
+            lambda: registry.load(registry.resolve(request.path_params["digest"]))
+        )
+        return json_response(api.Shown(found.digest, msgspec.Raw(msgspec.json.encode(found.manifest))))
+
+    async def deployed(request: Request) -> Response:
+        return json_response(await placers.deploy(await bodies.read(request, api.Upload)))
+
+    async def tried(request: Request) -> Response:
+        return json_response(await placers.canary(await bodies.read(request, api.Step)))
+
+    async def withdrawn(request: Request) -> Response:
+        return json_response(await placers.roll_back(await bodies.read(request, api.Step)))
+
+    for path, route, method in (
+        (MODELS_PATH, listed, "GET"),
+        (MODELS_PATH + "/{digest}", shown, "GET"),
+        (DEPLOY_PATH, deployed, "POST"),
+        (MODELS_PATH + "/canary", tried, "POST"),
+        (MODELS_PATH + "/rollback", withdrawn, "POST"),
+    ):
+        app.add_api_route(path, _guarded(route), methods=[method], response_model=None)
+
+
+def _guarded(route: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """Faults of models and gates as answers."""
+
+    async def answered(request: Request) -> Response:
+        try:
+            return await route(request)
+        except GateClosed as exc:
+            raise Refusal(409, "gate_closed", str(exc)) from exc
+        except ModelRefused as exc:
+            raise Refusal(422, "model_refused", str(exc)) from exc
+        except NoSuchModel as exc:
+            raise Refusal(404, "no_such_model", str(exc)) from exc
+
+    return answered

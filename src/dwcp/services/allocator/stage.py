@@ -1,0 +1,236 @@
+"""Which model decides, and which is tried: the registry's state file is the truth, and is followed.
+
+    active ── decides at every site; none: the model of this release, else the rules
+    canary ── decides at a share of the sites, by the hash of their names; elsewhere the model before it does
+
+A change is seen within a second. A model is loaded, tested by its golden vectors and swapped in by one assignment
+between two decisions; one that cannot be loaded leaves what served before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from dwcp.allocation import shipped
+from dwcp.allocation.policies import learned
+from dwcp.allocation.serving.chain import Decision, Fallback, Served
+from dwcp.allocation.serving.records import Shadow
+from dwcp.control.breaker import Breaker, BreakerLimits
+from dwcp.models.artefact import ModelRefused
+from dwcp.models.drift import Drift
+from dwcp.models.lifecycle import Lifecycle, Word
+from dwcp.models.shadow import Verdict
+from dwcp.runtime.clock import Clock
+from dwcp.runtime.registry import Kind, Registry, RegistryDamaged
+from dwcp.runtime.telemetry import Telemetry
+
+WATCH_S = 1.0
+JUMP_MS = 2_000  # wall and monotonic time may part by so much between two decisions
+DISTRUST_MS = 10_000  # after a jump ages mean nothing until nodes have been told anew
+DRIFT_EVERY = 8  # decisions for one look at the features
+KIND = Kind(learned.NAME, learned.SCHEMA, learned.forward)
+_SHARES = 10_000
+
+
+@dataclass(slots=True)
+class Clocks:
+    """Notices that wall time jumped. Durations here are monotonic anyway; ages of what was told are not."""
+
+    clock: Clock
+    _offset_ms: int | None = None
+    _distrust_until_ms: int = 0
+
+    def jumped(self) -> bool:
+        """Whether wall time is not to be trusted now."""
+        monotonic = self.clock.monotonic_ms()
+        offset = self.clock.now_ms() - monotonic
+        if self._offset_ms is not None and abs(offset - self._offset_ms) > JUMP_MS:
+            self._distrust_until_ms = monotonic + DISTRUST_MS
+        self._offset_ms = offset
+        return monotonic < self._distrust_until_ms
+
+
+class Stage:
+    """The models at work. Without a registry there is the model of this release and nothing else."""
+
+    def __init__(
+        self,
+        *,
+        telemetry: Telemetry,
+        clock: Clock,
+        registry: Registry | None = None,
+        use_shipped: bool = True,
+    ) -> None:
+        self.registry = registry
+        self.state = Lifecycle()
+        self.trouble = ""  # why a model that should serve does not
+        self.breaker = Breaker("model", BreakerLimits())
+        self.clocks = Clocks(clock)
+        self.shadow = Shadow()
+        self.trial = Shadow()  # of the canary's model alone
+        self.drift = Drift()
+        self.refused = Fallback.NO_MODEL  # why there is no model
+        self._clock = clock
+        self._telemetry = telemetry
+        self._shipped = self._own() if use_shipped else None
+        self._served: dict[str, Served] = {}
+        self._stamp: tuple[int, int] | None = None
+        self._asked = 0
+        self.active: Served | None = self._shipped
+        self.candidate: Served | None = None
+        self._show()
+
+    # decisions
+
+    def model_for(self, site: str) -> tuple[Served | None, str]:
+        """The model for a workload of that site, and why it may not decide, "" if it may."""
+        candidate = self.candidate
+        model = candidate if candidate is not None and in_canary(site, self.state.canary_pct) else self.active
+        if model is None:
+            if candidate is not None:
+                return candidate, Fallback.CANARY  # tried in the shadow
+            return None, self.refused
+        if self.clocks.jumped():
+            return model, Fallback.CLOCK
+        if not self.breaker.allows(now_ms=self._clock.monotonic_ms()):
+            return model, Fallback.BREAKER
+        return model, ""
+
+    def noted(self, decision: Decision, *, faulty: bool) -> None:
+        """What a decision shows of the model."""
+        if decision.model_column is not None:
+            self.breaker.succeeded()
+        elif faulty:
+            self.breaker.failed(decision.fallback, now_ms=self._clock.monotonic_ms())
+        self.shadow.add(decision)
+        if decision.model is not None and decision.model is self.candidate:
+            self.trial.add(decision)
+        self._asked += 1
+        scored = decision.scored
+        if scored is None or self._asked % DRIFT_EVERY or decision.row is None:
+            return
+        values = (*scored.nodes[:, decision.row].tolist(), *scored.context.tolist())
+        if self.drift.add(dict(zip((*learned.NODE, *learned.CONTEXT), values, strict=True))):
+            for name, index in self.drift.indices.items():
+                self._telemetry.gauge("dwcp_maddpg_feature_psi", index, feature=name)
+
+    def judge(self) -> None:
+        """Notes what the shadow says of a canary; one that is surely dearer stops deciding at once."""
+        candidate, registry = self.candidate, self.registry
+        verdict = self.trial.comparison.verdict()
+        if candidate is None or registry is None or verdict is Verdict.INCONCLUSIVE:
+            return
+        known = self.state.words.get(candidate.digest)
+        if known is not None and known.verdict is verdict:
+            return
+        word = Word(verdict, self._clock.now_ms(), self.trial.comparison.samples)
+        self._swap(registry.change(lambda state: state.judged(candidate.digest, word)))
+        self._stamp = self._stamped()
+
+    # changes
+
+    async def refresh(self) -> None:
+        """Loads what the state file says and swaps; what cannot be loaded is said, and what served goes on."""
+        registry = self.registry
+        if registry is None:
+            return
+        self._stamp = self._stamped()
+        try:
+            state = await asyncio.to_thread(registry.state)
+        except RegistryDamaged as exc:
+            self._failed(str(exc))
+            return
+        loaded, trouble = await asyncio.to_thread(self._load, {state.active, state.canary} - {""})
+        self._served = loaded
+        if trouble:
+            self._failed(trouble)
+        else:
+            self.trouble = ""
+            self._telemetry.count("dwcp_maddpg_model_reload_total", result="ok")
+        self._swap(state)
+
+    async def watch(self) -> None:
+        """Follows the state file; until cancelled."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if self._stamped() != self._stamp:
+                await self.refresh()
+            self.judge()
+
+    def _swap(self, state: Lifecycle) -> None:
+        before = self.active, self.candidate
+        active = self._served.get(state.active) or (self.active if state.active else None) or self._shipped
+        candidate = self._served.get(state.canary)
+        self.state, self.active, self.candidate = state, active, candidate
+        if (active, candidate) != before:
+            self.shadow, self.trial, self.drift = Shadow(), Shadow(), Drift()
+            self.breaker.reset()
+        for served in before:
+            if served is not None and served not in (active, candidate):
+                self._telemetry.gauge(
+                    "dwcp_maddpg_model_info", 0, version=served.version, digest=served.digest[:12]
+                )
+        self._show()
+
+    def _show(self) -> None:
+        for served in (self.active, self.candidate):
+            if served is not None:
+                self._telemetry.gauge(
+                    "dwcp_maddpg_model_info", 1, version=served.version, digest=served.digest[:12]
+                )
+        self._telemetry.gauge("dwcp_maddpg_canary_fraction", self.state.canary_pct / 100.0)
+
+    def _failed(self, trouble: str) -> None:
+        self.trouble = trouble
+        self.refused = Fallback.SCHEMA if "other features" in trouble else Fallback.NO_MODEL
+        self._telemetry.count("dwcp_maddpg_model_reload_total", result="failed")
+
+    def _load(self, digests: set[str]) -> tuple[dict[str, Served], str]:
+        found, trouble = {}, ""
+        for digest in sorted(digests):
+            try:
+                found[digest] = self._served.get(digest) or self._loaded(digest)
+            except ModelRefused as exc:
+                trouble = trouble or f"{digest[:12]}: {exc}"
+        return found, trouble
+
+    def _loaded(self, digest: str) -> Served:
+        assert self.registry is not None
+        return Served(self.registry.load(digest))
+
+    def _own(self) -> Served | None:
+        try:
+            return Served(shipped.shipped())
+        except ModelRefused as exc:
+            self._failed(str(exc))
+            return None
+
+    def _stamped(self) -> tuple[int, int] | None:
+        if self.registry is None:
+            return None
+        try:
+            status = self.registry.state_file.stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_ino
+
+    def detail(self) -> str:
+        if self.trouble:
+            return f"a model does not serve: {self.trouble}"
+        if self.active is None:
+            return "no learned model is loaded; placements come from the rule named in `policy`"
+        low, high = self.active.nodes
+        return (
+            f"a learned model decides for {low} to {high} nodes; the rule named in `policy` where it may not"
+        )
+
+
+def in_canary(site: str, pct: int) -> bool:
+    """Whether this site is the canary's: the hash of its name decides."""
+    place = int.from_bytes(
+        blake3(site.encode(), derive_key_context="dwcp allocator canary v1").digest(length=4), "big"
+    )
+    return place % _SHARES < pct * (_SHARES // 100)

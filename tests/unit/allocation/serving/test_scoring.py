@@ -1,0 +1,81 @@
+"""The fast scorer says what the slow one says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.allocation.serving import placers
+
+from dwcp.allocation.policies import learned
+from dwcp.allocation.policies.linear import start
+from dwcp.allocation.serving.scene import Scene, Terrain, Wanted, view_of
+from dwcp.allocation.serving.scoring import Scorer
+from dwcp.allocation.serving.state import FleetState
+from dwcp.api.allocator import NodeState
+from dwcp.api.workloads import Capacity, NodeStatus
+
+
+def scene(rng: np.random.Generator, count: int) -> Scene:
+    """`count` nodes at up to four sites: some closed, some without capacity, some old."""
+    state = FleetState(Terrain(links={"s0": (100.0, 50.0), "s1": (20.0, 20.0)}))
+    state.upsert(
+        NodeState(
+            f"n{row:04}",
+            f"s{rng.integers(4)}",
+            Capacity(*(int(one) for one in rng.integers(0 if row % 7 == 3 else 1, 64_000, 4))),
+            status=NodeStatus.DRAINING if row % 5 == 4 else NodeStatus.READY,
+            seen_ms=int(rng.integers(1, 1_000_000)) if row % 3 == 0 else 0,
+        )
+        for row in range(count)
+    )
+    return state.scene(wall_ms=1_000_000)
+
+
+def workload(rng: np.random.Generator) -> Wanted:
+    return Wanted(
+        name="w",
+        demand=rng.integers(0, 9_000, 4),
+        site="s1" if rng.random() < 0.1 else "",
+        data_site=f"s{rng.integers(5)}",
+        data_bytes=int(rng.integers(0, 10**11)),
+        priority=int(rng.integers(3)),
+        predicted_s=float(rng.integers(30, 10**6)),
+        slack_s=float(rng.integers(0, 600)),
+        may_defer=bool(rng.random() < 0.5),
+        queued=int(rng.integers(0, 50)),
+    )
+
+
+@pytest.mark.parametrize("linear", [False, True])
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([1, 2, 3, 17, 90]))
+def test_it_bids_like_the_reference(linear: bool, seed: int, count: int) -> None:
+    """Goal: what is served is what was trained. Method: random scenes and weights through both."""
+    rng = np.random.default_rng(seed)
+    own = placers.weights(seed % 5)
+    if linear:
+        own = {name: array for name, array in own.items() if not name.startswith("base")}
+        own |= learned.base_linear(start(), sharpness=3.0)
+    nodes = scene(rng, count)
+    view = view_of(nodes, workload(rng))
+
+    mine = Scorer(own).score(view).bids
+    told = Scorer(own).score(view, offers=nodes.roster.kinds).bids
+    theirs = learned.scorer(own)(view, np)
+
+    columns = np.append(
+        view.capacity[:, 0] > 0, True
+    )  # a node without a core is never chosen, whatever it bids
+    np.testing.assert_allclose(mine[columns], theirs[columns], rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(mine[columns], told[columns], rtol=2e-4, atol=2e-4)
+
+
+def test_a_missing_array_is_named() -> None:
+    """Goal: another network is refused when it is built, not when it is asked. Method: leave one out."""
+    own = placers.weights()
+    del own["pool"]
+
+    with pytest.raises(KeyError, match="pool"):
+        Scorer(own)
