@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,11 +109,19 @@ class Alike:
     log_seconds: Array
     log_weight: Array
 
-    def seconds(self, place: int, *, ratio: float, pack: float) -> Array:
-        """[C] geometric mean of T over the blocks that the codec at `place` > 0 shrinks by `ratio` (log) at
-        `pack` seconds a byte (log), or nearly so."""
+    @cached_property
+    def typical(self) -> Array:
+        """[C] geometric mean of T over all blocks."""
+        weight = np.exp(self.log_weight)
+        return np.asarray(np.exp(weight @ self.log_seconds / weight.sum()))
+
+    def seconds(self, place: int, *, ratio: float, pack: float, keeps: float) -> Array:
+        """[C] what is expected of a block behind one that the codec at `place` > 0 shrank by `ratio` (log) at
+        `pack` seconds a byte (log): with probability `keeps` it is like the blocks that this codec treats so,
+        else like any. A block that took next to no time says little of what the next may cost."""
         distance = ((self.ratio[place - 1] - ratio) / RATIO_REACH) ** 2
         distance += ((self.pack[place - 1] - pack) / PACK_REACH) ** 2
         exponent = self.log_weight - 0.5 * distance
         near = np.exp(exponent - exponent.max())
-        return np.asarray(np.exp(near @ self.log_seconds / near.sum()))
+        alike = np.exp(near @ self.log_seconds / near.sum())
+        return np.asarray(keeps * alike + (1.0 - keeps) * self.typical)

@@ -25,7 +25,7 @@ PROBE = 1 + NAMES.index("zstd-1")  # tells in 2 ms a MiB how a block compresses
 _SLOW = 0.1  # of the sending: a codec that takes longer is probed for first
 _PROMISE_MIN = 0.004  # expected share of the time that a trial has to save to be worth it
 _CAREFUL = 1.5  # standard deviations that packing may take longer than predicted
-_NOISE = 1e-4  # variance of a measurement's own error, log units²
+_NOISE_2 = 1e-4 * np.eye(2)  # variance of a measurement's own errors, log units²
 _RARE_SHARE = 0.05  # of packings take
 _RARE_TIMES = 3.5  # times as long as predicted: block sorting of long repeats
 _SURPRISE = 2.5  # standard deviations from which on the rest is doubted as much more
@@ -90,14 +90,16 @@ class Race:
         if not entry.place:
             return
         at, errors = errors_of([entry], self._logs, size=self.prospect.size)
-        prior = self._covariance[np.ix_(at, at)] + _NOISE * np.eye(len(at))
-        beyond = float(np.max(np.abs(errors) / np.sqrt(np.diag(prior)))) / _SURPRISE
+        rows = self._covariance[at]  # [2, VALUES]
+        own = rows[:, at] + _NOISE_2
+        beyond = float(np.max(np.abs(errors) / np.sqrt(own.diagonal()))) / _SURPRISE
         if beyond > 1.0:
             self._covariance = self._covariance * beyond**2
-            prior = prior * beyond**2
-        gain = np.linalg.solve(prior, self._covariance[at]).T
-        self._logs = self._logs + gain @ errors
-        self._covariance = self._covariance - gain @ self._covariance[at]
+            rows, own = rows * beyond**2, own * beyond**2
+        (a, b), (_, d) = own
+        gain = np.array(((d, -b), (-b, a))) @ rows / (a * d - b * b)  # own⁻¹ rows
+        self._logs = self._logs + errors @ gain
+        self._covariance = self._covariance - rows.T @ gain
 
     def winner(self, lead: int) -> int:
         """The best of what was tried and of sending raw; of a race that was cut short the lead and the table's
@@ -145,9 +147,8 @@ class Race:
         come out better than predicted, but nothing is sooner than packing ends; one that fails holds up the best."""
         in_time = self.prospect.terms.goal.objective is Objective.TIME
         with np.errstate(divide="ignore", invalid="ignore"):
-            gains = np.nan_to_num(np.log(scored[best] / scored), nan=-_NEVER, neginf=-_NEVER)
-            losses = np.log(self._failed(parts, best) / scored[best])
-            losses = np.nan_to_num(losses, nan=_NEVER, posinf=_NEVER)
+            gains = _finite(np.log(scored[best] / scored), -_NEVER)
+            losses = _finite(np.log(self._failed(parts, best) / scored[best]), _NEVER)
             longer = np.log(parts.compress / seconds[best])
         caps = -longer if in_time else np.full_like(longer, _NEVER)
         rare = np.maximum(longer + math.log(_RARE_TIMES), 0.0)
@@ -181,6 +182,10 @@ def errors_of(entries: list[Entry], logs: Array, *, size: int) -> tuple[list[int
         errors.append(math.log(max(RATIO_MIN, size / max(1, entry.packed))) - float(logs[ratio]))
         errors.append(math.log(max(entry.pack_s, SECONDS_MIN) / size) - float(logs[pack]))
     return at, np.array(errors)
+
+
+def _finite(values: Array, otherwise: float) -> Array:
+    return np.where(np.isfinite(values), values, otherwise)
 
 
 def _expected(mean: float, sd: float) -> float:

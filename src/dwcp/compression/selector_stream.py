@@ -32,6 +32,7 @@ _RACE_COST = 4.0  # decisions by the model: each trial is thought about
 _LOOK_WORTH = 0.005
 _LOOK_COST = 0.2  # of a decision by the model
 _LOOK_MARGIN = 0.03  # log of how far the table's choice has to be beaten
+_LOOKS_ALIKE = 3  # segments alike after which another look says nothing new
 _CHANGED = 0.1  # a log ratio or speed this far from the last one is other content
 
 
@@ -57,36 +58,51 @@ class StreamSelector:
         self._errors = StreamErrors(selector.typical_spread)
         self._place: int | None = None  # what goes on unless something happens
         self._seen: tuple[int, float, float] | None = None  # place, log ratio, log seconds a byte
+        self._alike = 0  # segments like the last one in a row, that one included
         self._looks = False  # whether what was seen last asks for another look
         self._watches = True  # whether a look can still pay
-        self._typical_s = math.inf  # what a segment of this stream takes
+        self._typical_s = (
+            math.inf
+        )  # what a segment of this stream takes: half the last one, half what was thought
+        self._rest: Step | None = None  # of all segments to come: nothing that could be asked pays any more
         self._index = 0
 
     def retune(self, link: Link) -> None:
         """The link changed; what is known of the content stays."""
         self._terms = replace(self._terms, link=link)
-        self._place, self._typical_s = None, math.inf
+        self._place, self._typical_s, self._rest = None, math.inf, None
         self._looks = self._seen is not None
 
     def begin(self, raw: bytes | memoryview, *, left_bytes: int) -> Step:
         """Decides about a segment. `left_bytes` of the stream, this segment included."""
         size = len(raw)
+        if self._rest is not None and size == self._rest.size:
+            return self._rest
         cell = self._selector.cell(size=size, link=self._terms.link, mode=self._terms.mode)
         blocks = 1.0 + _KEEPS * min(_HORIZON_SEGMENTS, max(0, left_bytes - size) / SEGMENT_BYTES)
         cost_s = _COLD * self._selector.selection_s
+        if math.isinf(self._typical_s):
+            self._typical_s = cell.seconds
         segment_s = min(cell.seconds, self._typical_s)
-        worth_s = (max(0.0, cell.gain) + _RACE_WORTH) * segment_s
-        races = worth_s > _RACE_COST * self._selector.selection_s and cell.idle_s > cost_s
+        could_race = cell.idle_s > cost_s and self._race_pays(cell, cell.seconds)
+        races = could_race and self._race_pays(cell, segment_s)
         fresh = self._index == 0
         if races or (fresh and (not self._terms.plain or cell.gain * cell.seconds * blocks > cost_s)):
             return self._by_model(raw, cell, races=races)
-        self._watches = _LOOK_WORTH * segment_s * blocks > _LOOK_COST * cost_s
+        look_s = _LOOK_COST * cost_s
+        self._watches = _LOOK_WORTH * segment_s * blocks > look_s
         if self._looks and self._watches and self._terms.plain:
             return self._looked(size, cell)
         place = cell.place if self._place is None else self._place
         if self._terms.allowed and place not in self._terms.allowed:
             place = 0
-        return Step(size, place, cell.place, Tier.TABLE)
+        step = Step(size, place, cell.place, Tier.TABLE)
+        if not (fresh or could_race or _LOOK_WORTH * cell.seconds * blocks > look_s):
+            self._rest = step  # not even for a typical segment
+        return step
+
+    def _race_pays(self, cell: Cell, segment_s: float) -> bool:
+        return (max(0.0, cell.gain) + _RACE_WORTH) * segment_s > _RACE_COST * self._selector.selection_s
 
     def settle(self, step: Step) -> int:
         """The codec of the segment: the best that was tried before sending, else the lead."""
@@ -97,13 +113,16 @@ class StreamSelector:
 
     def done(self, step: Step, sent: Entry) -> None:
         """What was sent with which codec; call once for each segment."""
+        if step is self._rest:
+            return
         if step.race is not None:
             self._learn_race(step.race, sent)
         if sent.place and self._watches:
             self._note(step.size, sent)
         if step.tier is not Tier.TABLE:
             self._place = sent.place
-        self._typical_s = max(sent.pack_s, 8 * sent.packed / self._terms.link.rate_bps)
+        took_s = max(sent.pack_s, 8 * sent.packed / self._terms.link.rate_bps)
+        self._typical_s = 0.5 * (self._typical_s + took_s)
         self._index += 1
 
     def _by_model(self, raw: bytes | memoryview, cell: Cell, *, races: bool) -> Step:
@@ -127,7 +146,8 @@ class StreamSelector:
         self._looks = False
         assert self._seen is not None
         place, ratio, pack = self._seen
-        seconds = cell.alike.seconds(place, ratio=ratio, pack=pack)
+        keeps = 1.0 - (1.0 - _KEEPS) ** self._alike
+        seconds = cell.alike.seconds(place, ratio=ratio, pack=pack, keeps=keeps)
         self._place = costs_predicted.leaves(seconds, table=cell.place, margin=_LOOK_MARGIN)
         return Step(size, self._place, cell.place, Tier.FEEDBACK)
 
@@ -139,15 +159,17 @@ class StreamSelector:
         self._learn(race.prospect.size, entries)
 
     def _note(self, size: int, sent: Entry) -> None:
-        """A block like those before it costs a comparison and teaches nothing."""
+        """A block like those before it costs a comparison; a few of them teach that the content stays."""
         ratio = math.log(max(RATIO_MIN, size / max(1, sent.packed)))
         pack = math.log(max(sent.pack_s, SECONDS_MIN) / size)
         if self._seen is not None:
             place, last_ratio, last_pack = self._seen
             if place == sent.place and abs(ratio - last_ratio) < _CHANGED > abs(pack - last_pack):
+                self._alike += 1
+                self._looks = self._alike <= _LOOKS_ALIKE
                 return
         self._seen = (sent.place, ratio, pack)
-        self._looks = True
+        self._alike, self._looks = 1, True
 
     def _learn(self, size: int, entries: list[Entry]) -> None:
         places, errors = errors_of(entries, self._logs + self._selector.scale, size=size)

@@ -228,12 +228,41 @@ def test_blocks_alike_say_what_suits_them() -> None:
     cell = SELECTOR.cell(size=MIB, link=Link(1e9))
     typical = float(np.median(cell.alike.pack[PLACES["zstd-1"] - 1]))
 
-    noise = cell.alike.seconds(PLACES["zstd-1"], ratio=0.0, pack=typical - 1.5)
-    rich = cell.alike.seconds(PLACES["zstd-1"], ratio=2.5, pack=typical - 0.5)
+    noise = cell.alike.seconds(PLACES["zstd-1"], ratio=0.0, pack=typical - 1.5, keeps=1.0)
+    rich = cell.alike.seconds(PLACES["zstd-1"], ratio=2.5, pack=typical - 0.5, keeps=1.0)
 
     assert noise[0] < 1.2 * noise.min()
     assert noise[PLACES["xz-6"]] > 20 * noise[0]
     assert rich[0] > 3 * rich.min()
+
+
+def test_a_block_of_next_to_nothing_does_not_decide_for_the_next() -> None:
+    """Goal: zeros between other content cost nothing. Method: 3 Mbit/s, what the next block of a stream would be
+    sent with, behind a block that every codec shrinks to nothing: not what suits zeros best."""
+    cell = SELECTOR.cell(size=MIB, link=Link(3e6))
+    quick = float(cell.alike.pack[cell.place - 1].min())
+
+    alone = cell.alike.seconds(cell.place, ratio=6.0, pack=quick, keeps=1.0)
+    mixed = cell.alike.seconds(cell.place, ratio=6.0, pack=quick, keeps=0.7)
+
+    assert int(np.argmin(alone)) != cell.place
+    assert alone[1:].max() < 0.1 * cell.alike.typical[1:].max()
+    assert mixed[cell.place] < 1.03 * mixed.min()
+    assert alone[cell.place] > 1.5 * alone.min()
+
+
+def test_a_stream_where_nothing_pays_is_asked_once() -> None:
+    """Goal: a fast link costs no thinking. Method: 10 Gbit/s; from the third segment on the same answer, until
+    the link changes."""
+    stream = StreamSelector(SELECTOR, _terms(1e10))
+    steps = []
+    for at in range(5):
+        steps.append(stream.begin(PROSE, left_bytes=(20 - at) * MIB))
+        stream.done(steps[-1], Entry(steps[-1].lead, 500_000, 0.001))
+    assert steps[2] is steps[3] is steps[4]
+
+    stream.retune(Link(1e6))
+    assert stream.begin(PROSE, left_bytes=15 * MIB) is not steps[4]
 
 
 def test_a_link_that_changes_is_followed() -> None:
