@@ -111,9 +111,11 @@ class Counting:
             if row is None:
                 self._masked(decision)
             else:
-                costs[0] += float(decision.view.wan[row])
-                costs[1] += float(decision.view.energy[row])
-                costs[2] += _waiting(decision, row)
+                wan, energy, _late = decision.sheet.bill(decision.place, row)
+                cost = decision.model_cost if decision.by_model else decision.rule_cost
+                costs[0] += wan
+                costs[1] += energy
+                costs[2] += max(0.0, cost - wan - energy)  # a late start is what is left
         for (site, kind, result), count in results.items():
             telemetry.count("dwcp_maddpg_decisions_total", count, site=site, policy=kind, result=result)
         for policy, count in policies.items():
@@ -145,9 +147,3 @@ class Counting:
 
 
 _REASONS = frozenset(reason.value for reason in Fallback)
-
-
-def _waiting(decision: Decision, row: int) -> float:
-    """Dollars for a late start: what is left of the cost beside shipping and energy."""
-    cost = decision.model_cost if decision.by_model else decision.rule_cost
-    return max(0.0, cost - float(decision.view.wan[row]) - float(decision.view.energy[row]))

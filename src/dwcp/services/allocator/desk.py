@@ -21,6 +21,7 @@ from dwcp.allocation.serving.chain import FAULTS, Decision, Fallback, Rule, Serv
 from dwcp.allocation.serving.explain import candidates, explanation, why
 from dwcp.allocation.serving.records import Records
 from dwcp.allocation.serving.scene import Scene, Terrain, Wanted, capacity_of, scene_of, wanted_of
+from dwcp.allocation.serving.sheet import Sheet
 from dwcp.allocation.serving.state import FleetState
 from dwcp.api import allocator as api
 from dwcp.api.allocator import NodeState, PlaceAnswer, PlaceRequest
@@ -45,12 +46,13 @@ class DecisionUnknown(ValueError):
     """No such decision is kept: the last 1,024 are, until a restart."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Deadline:
-    """When the answer is due, in nanoseconds since the machine started."""
+    """When the answer is due, in nanoseconds since the machine started; a batch has one for all of it."""
 
     at_ns: int
     clock_ns: Callable[[], int] = boottime_ns
+    missed: bool = False  # and counted as a fault
 
     def left_s(self) -> float:
         return (self.at_ns - self.clock_ns()) / 1e9
@@ -83,7 +85,7 @@ class Desk:
         self._seen: tuple[NodeState, ...] = ()
         self._seen_ms: int | None = None
         self._expect_s = 0.0  # of a decision with a model
-        self._rules = {name: Rule(name, score, draws(name)) for name, score in HEURISTICS.items()}
+        self._rules = {name: Rule.named(name, score, draws=draws(name)) for name, score in HEURISTICS.items()}
         self.counting = Counting(telemetry, policy=policy)
 
     # placements
@@ -96,9 +98,9 @@ class Desk:
         if asked.fleet:
             self._require(asked.fleet)
             self.fleet.expire(now_ms)
-            wanted = self._checked(asked)
+            sheet = self._sheet(self.fleet, (self._checked(asked),), now_ms)
             decision, answer = self._into(
-                self.fleet, asked, wanted, deadline=deadline, now_ms=now_ms, name=asked.fleet
+                self.fleet, asked, (sheet, 0), deadline=deadline, now_ms=now_ms, name=asked.fleet
             )
         else:
             decision, answer = self._carried(asked, deadline, now_ms)
@@ -117,10 +119,11 @@ class Desk:
         order = sorted(range(len(wanted)), key=lambda place: -wanted[place].priority)
         answers: list[PlaceAnswer | None] = [None] * len(wanted)
         decisions = []
-        for place in order:
+        sheet = self._sheet(fleet, [wanted[place] for place in order], now_ms)
+        for rank, place in enumerate(order):
             item = asked.items[place]
             decision, answer = self._into(
-                fleet, item, wanted[place], deadline=deadline, now_ms=now_ms, name=asked.fleet
+                fleet, item, (sheet, rank), deadline=deadline, now_ms=now_ms, name=asked.fleet
             )
             if fleet is not self.fleet and answer.node:
                 self._reservations.reserve(item.workload, answer.node, item.demand, now_ms=now_ms)
@@ -257,7 +260,8 @@ class Desk:
         wanted = self._checked(asked)
         scene = self._carried_scene(asked, now_ms)
         self._seen, self._seen_ms = asked.nodes, now_ms
-        decision = self._decide(scene, wanted, asked.policy, deadline)
+        shared = Sheet(scene.roster, (wanted,), scene.age_s), 0
+        decision = self._decide(scene, shared, asked.policy, deadline)
         identity = self.records.keep(decision, fleet="", at_ms=self._clock.now_ms())
         answer = self._answer(decision, identity=identity, candidates_=candidates(decision))
         if answer.node:
@@ -268,7 +272,7 @@ class Desk:
         self,
         fleet: FleetState,
         asked: PlaceRequest,
-        wanted: Wanted,
+        shared: tuple[Sheet, int],
         *,
         deadline: Deadline,
         now_ms: int,
@@ -278,7 +282,7 @@ class Desk:
         for attempt in range(CONFLICTS_MAX + 1):
             scene = self._scene(fleet, asked.workload, now_ms)
             refused = Fallback.CONFLICT if attempt == CONFLICTS_MAX else ""
-            decision = self._decide(scene, wanted, asked.policy, deadline, refused=refused)
+            decision = self._decide(scene, shared, asked.policy, deadline, refused=refused)
             if decision.row is None or self._taken(fleet, asked, decision, now_ms):
                 identity = self.records.keep(decision, fleet=name, at_ms=self._clock.now_ms())
                 return decision, self._answer(decision, identity=identity)
@@ -303,10 +307,17 @@ class Desk:
         )
 
     def _decide(
-        self, scene: Scene, wanted: Wanted, policy: str, deadline: Deadline, *, refused: str = ""
+        self,
+        scene: Scene,
+        shared: tuple[Sheet, int],
+        policy: str,
+        deadline: Deadline,
+        *,
+        refused: str = "",
     ) -> Decision:
+        wanted = shared[0].wanted[shared[1]]
         if policy:  # a rule was asked for by name
-            return decide(scene, wanted, self._rules[policy], model=None, refused=ASKED)
+            return decide(scene, wanted, self._rules[policy], model=None, refused=ASKED, shared=shared)
         model: Served | None
         model, why_not = self.stage.model_for(wanted.site or wanted.data_site)
         started_ns = self._clock_ns()
@@ -318,9 +329,12 @@ class Desk:
             refused=refused or why_not,
             left_s=deadline.left_s,
             expect_s=self._expect_s,
+            shared=shared,
         )
         self._expect((self._clock_ns() - started_ns) / 1e9, decision)
-        self.stage.noted(decision, faulty=decision.fallback in FAULTS)
+        late = decision.fallback == Fallback.TIMEOUT
+        self.stage.noted(decision, faulty=decision.fallback in FAULTS and not (late and deadline.missed))
+        deadline.missed = deadline.missed or late
         return decision
 
     def _dry(self, scene: Scene, wanted: Wanted, policy: str, deadline: Deadline) -> Decision:
@@ -408,6 +422,11 @@ class Desk:
         reserved = self._reservations.by_node(asked.nodes, workload=asked.workload, now_ms=now_ms)
         fleet = by_name(fleet_of(asked.nodes, workload=asked.workload, reserved=reserved))
         return scene_of(fleet, self.terrain, now_ms=self._clock.now_ms())
+
+    def _sheet(self, fleet: FleetState, wanted: Sequence[Wanted], now_ms: int) -> Sheet:
+        """What these workloads share, whatever is placed meanwhile."""
+        scene = self._scene(fleet, "", now_ms)
+        return Sheet(scene.roster, wanted, scene.age_s)
 
     def _scene(self, fleet: FleetState, workload: str, now_ms: int) -> Scene:
         return fleet.scene(workload=workload, wall_ms=self._clock.now_ms(), now_ms=now_ms)
