@@ -58,6 +58,15 @@ class Deadline:
         return (self.at_ns - self.clock_ns()) / 1e9
 
 
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Where a request's time goes: when it came, when its decisions began, what all decisions had taken by then."""
+
+    began_ns: int
+    ready_ns: int
+    scored_ns: int
+
+
 class Desk:
     """Answers placement requests. Used by one event loop: a decision and its commit are not interrupted."""
 
@@ -85,6 +94,7 @@ class Desk:
         self._seen: tuple[NodeState, ...] = ()
         self._seen_ms: int | None = None
         self._expect_s = 0.0  # of a decision with a model
+        self._scored_ns = 0  # in all decisions so far
         self._rules = {name: Rule.named(name, score, draws=draws(name)) for name, score in HEURISTICS.items()}
         self.counting = Counting(telemetry, policy=policy)
 
@@ -99,12 +109,14 @@ class Desk:
             self._require(asked.fleet)
             self.fleet.expire(now_ms)
             sheet = self._sheet(self.fleet, (self._checked(asked),), now_ms)
+            spent = Spent(started_ns, self._clock_ns(), self._scored_ns)
             decision, answer = self._into(
                 self.fleet, asked, (sheet, 0), deadline=deadline, now_ms=now_ms, name=asked.fleet
             )
         else:
+            spent = Spent(started_ns, started_ns, self._scored_ns)
             decision, answer = self._carried(asked, deadline, now_ms)
-        self.counting.decided(decision, seconds=(self._clock_ns() - started_ns) / 1e9)
+        self.counting.decided(decision, seconds=self._told_apart(spent))
         return answer
 
     def batch(self, asked: api.BatchRequest) -> api.BatchAnswer:
@@ -120,6 +132,7 @@ class Desk:
         answers: list[PlaceAnswer | None] = [None] * len(wanted)
         decisions = []
         sheet = self._sheet(fleet, [wanted[place] for place in order], now_ms)
+        spent = Spent(started_ns, self._clock_ns(), self._scored_ns)
         for rank, place in enumerate(order):
             item = asked.items[place]
             decision, answer = self._into(
@@ -129,7 +142,7 @@ class Desk:
                 self._reservations.reserve(item.workload, answer.node, item.demand, now_ms=now_ms)
             answers[place] = answer
             decisions.append(decision)
-        self.counting.batch(decisions, seconds=(self._clock_ns() - started_ns) / 1e9)
+        self.counting.batch(decisions, seconds=self._told_apart(spent))
         return api.BatchAnswer(answers=tuple(one for one in answers if one is not None), fleet=self.revision)
 
     def release(self, workload: str) -> bool:
@@ -316,11 +329,13 @@ class Desk:
         refused: str = "",
     ) -> Decision:
         wanted = shared[0].wanted[shared[1]]
+        started_ns = self._clock_ns()
         if policy:  # a rule was asked for by name
-            return decide(scene, wanted, self._rules[policy], model=None, refused=ASKED, shared=shared)
+            decision = decide(scene, wanted, self._rules[policy], model=None, refused=ASKED, shared=shared)
+            self._scored_ns += self._clock_ns() - started_ns
+            return decision
         model: Served | None
         model, why_not = self.stage.model_for(wanted.site or wanted.data_site)
-        started_ns = self._clock_ns()
         decision = decide(
             scene,
             wanted,
@@ -331,7 +346,9 @@ class Desk:
             expect_s=self._expect_s,
             shared=shared,
         )
-        self._expect((self._clock_ns() - started_ns) / 1e9, decision)
+        took_ns = self._clock_ns() - started_ns
+        self._scored_ns += took_ns
+        self._expect(took_ns / 1e9, decision)
         late = decision.fallback == Fallback.TIMEOUT
         self.stage.noted(decision, faulty=decision.fallback in FAULTS and not (late and deadline.missed))
         deadline.missed = deadline.missed or late
@@ -344,6 +361,17 @@ class Desk:
         model, why_not = self.stage.model_for(wanted.site or wanted.data_site)
         rule = self._rules[self.policy]
         return decide(scene, wanted, rule, model=model, refused=why_not, left_s=deadline.left_s)
+
+    def _told_apart(self, spent: Spent) -> float:
+        """Seconds since the request came; its parts are counted."""
+        whole_ns = self._clock_ns() - spent.began_ns
+        features_ns, score_ns = spent.ready_ns - spent.began_ns, self._scored_ns - spent.scored_ns
+        self.counting.stages(
+            features_s=features_ns / 1e9,
+            score_s=score_ns / 1e9,
+            commit_s=max(0, whole_ns - features_ns - score_ns) / 1e9,
+        )
+        return whole_ns / 1e9
 
     def _expect(self, took_s: float, decision: Decision) -> None:
         """How long a model's decision takes, by the last ones; shorter each time it was not asked for want of time."""
