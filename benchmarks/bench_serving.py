@@ -6,7 +6,9 @@
 Singles: one client, one workload at a time, `--nodes` nodes told beforehand and named by their revision. Batches: two
 clients, 32 workloads at a time, 100 nodes; each batch is released again. Without `--model` the release's placer serves
 if it ships one; without that one a network of the shipped size with random weights does, and the line says so:
-speed does not depend on what was learned. Every answer is checked: nothing may be overfull at the end.
+speed does not depend on what was learned. A model decides only for as many nodes as it was validated on: where
+`--nodes` are more, `single_…` are the rule's answers (`single_model_share` says so), and `validated_single_…` are the
+same at the largest fleet that the model was validated for. Every answer is checked: nothing may be overfull at the end.
 """
 
 from __future__ import annotations
@@ -129,7 +131,8 @@ async def _serve(pipe: Connection, model: str) -> None:
         serve(app, stop=stop, telemetry=telemetry, plain=(HOST, port), pure=paths, started=started)
     )
     await started.wait()
-    pipe.send((port, source, desk.policy))
+    validated = (0, 0) if stage.active is None else stage.active.nodes
+    pipe.send((port, source, desk.policy, validated))
     await task
     fleet = desk.fleet
     pipe.send((fleet.overfull(), time.process_time(), stage.shadow.model_share))
@@ -250,9 +253,17 @@ def main() -> int:
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=server, args=(theirs, options.model), daemon=True)
     process.start()
-    port, source, rule = mine.recv()
-    found: dict[str, Any] = {"model": source, "rule": rule}
+    port, source, rule, (fewest, most) = mine.recv()
+    found: dict[str, Any] = {
+        "model": source,
+        "model_nodes_min": fewest,
+        "model_nodes_max": most,
+        "rule": rule,
+    }
     found |= asyncio.run(singles(port, count=options.singles, fleet_size=options.nodes))
+    within = min(max(options.nodes, fewest), most)
+    inside = asyncio.run(singles(port, count=options.singles, fleet_size=within)) if within else {}
+    found |= {f"validated_{key}": value for key, value in inside.items()}
     found |= asyncio.run(batches(port, count=options.batches))
     mine.send("stop")
     overfull, cpu_s, share = mine.recv()
