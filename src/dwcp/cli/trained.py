@@ -37,7 +37,8 @@ def files_of(layout: Layout, name: str, folder: Path | None) -> Files:
 def _places(layout: Layout, name: str) -> tuple[Path, ...]:
     """What training wrote last, and what shipped with the release."""
     trained = (layout.root / "models" / name, CHECKOUT / ".dwcp" / "models" / name)
-    return (*trained, CHECKOUT / "src" / "dwcp" / "compression" / "artefacts")
+    layer = "allocation" if name == "maddpg-placer" else "compression"
+    return (*trained, CHECKOUT / "src" / "dwcp" / layer / "artefacts")
 
 
 def _pairs(folder: Path, name: str) -> list[tuple[Path, Path]]:

@@ -113,7 +113,8 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "dwcp_maddpg_decision_seconds",
         Kind.HISTOGRAM,
-        "Time to decide and take the room, the request around it left out.",
+        "Time to decide and take the room, the request around it left out, by request: single or batch; and its "
+        "parts: features (the request, what its workloads share), score (choosing), commit (the room, the record).",
         ("stage",),
         TINY_SECONDS,
     ),
@@ -149,6 +150,12 @@ METRICS: tuple[Metric, ...] = (
         "dwcp_maddpg_shadow_agreement_ratio",
         Kind.GAUGE,
         "Share of decisions where model and rule chose alike.",
+    ),
+    Metric(
+        "dwcp_maddpg_wan_bytes_total",
+        Kind.COUNTER,
+        "Bytes of data that placements sent from one site to another; sites beyond 64 are `other`.",
+        ("src", "dst"),
     ),
     Metric("dwcp_maddpg_model_share", Kind.GAUGE, "Share of decisions that the model made."),
     Metric("dwcp_maddpg_ood_ratio", Kind.GAUGE, "Share of decisions outside of the model's training range."),

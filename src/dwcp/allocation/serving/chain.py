@@ -9,8 +9,9 @@ Pure: time is asked of the caller.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from math import isfinite
 
 import numpy as np
 
@@ -19,11 +20,13 @@ from dwcp.allocation.env.view import Scores, View
 from dwcp.allocation.env.weights import PRIORITY_FACTOR, WEIGHTS
 from dwcp.allocation.feasibility import choose_column
 from dwcp.allocation.fleet import Floats
-from dwcp.allocation.heuristics import LOAD, TABLE
+from dwcp.allocation.heuristics import ALIASES, LOAD, TABLE
 from dwcp.allocation.policies import learned
-from dwcp.allocation.policies.rules import price
+from dwcp.allocation.policies.rules import Knobs, price
+from dwcp.allocation.serving.offers import Singles
 from dwcp.allocation.serving.scene import Scene, Wanted, view_of
-from dwcp.allocation.serving.scoring import Offers, Scored, Scorer
+from dwcp.allocation.serving.scoring import Scored, Scorer
+from dwcp.allocation.serving.sheet import Sheet, Standing, Tuned, tuned_of
 from dwcp.models.artefact import Artefact, ModelRefused
 
 NODES = "nodes"  # the manifest's bound on the number of nodes
@@ -55,6 +58,7 @@ class Served:
     def __init__(self, artefact: Artefact) -> None:
         try:
             self.scorer = Scorer(artefact.weights)
+            self.reference = learned.scorer(artefact.weights)  # for explanations: slower, of any view
         except (ValueError, KeyError, IndexError) as exc:
             raise ModelRefused(f"the model is refused: its arrays do not fit this program: {exc}") from exc
         bounds = artefact.manifest.bounds
@@ -62,9 +66,9 @@ class Served:
         self.version = artefact.manifest.version
         low, high = bounds.get(NODES, (0.0, 0.0))
         self.nodes = int(low), int(high)
-        self.base_rule = _base_rule(artefact.weights)  # whose scores need no second computation
         self._node_low, self._node_high = _limits(learned.NODE, bounds)
         self._context_low, self._context_high = _limits(learned.CONTEXT, bounds)
+        self._context_edges = list(zip(self._context_low.tolist(), self._context_high.tolist(), strict=True))
 
     def validated(self, nodes: int) -> bool:
         return self.nodes[0] <= nodes <= self.nodes[1]
@@ -72,14 +76,16 @@ class Served:
     def inside(self, scored: Scored) -> bool:
         """Whether every feature is near what the model saw in training."""
         nodes, context = scored.nodes, scored.context
-        if not (nodes[_PRESENT] > 0).all():
-            nodes = nodes[:, nodes[_PRESENT] > 0]
-        return bool(
-            (nodes.min(axis=1, initial=np.inf) >= self._node_low).all()
-            and (nodes.max(axis=1, initial=-np.inf) <= self._node_high).all()
-            and (context >= self._context_low).all()
-            and (context <= self._context_high).all()
-        )
+        present = nodes[_PRESENT] > 0
+        if not present.all():
+            nodes = nodes[:, present]
+        near = np.logical_and(nodes >= self._node_low[:, None], nodes <= self._node_high[:, None])
+        return bool(near.all()) and self._near(context)
+
+    def _near(self, context: Singles) -> bool:
+        """In plain Python: quicker for these few."""
+        edges = self._context_edges
+        return all(low <= one <= high for one, (low, high) in zip(context.tolist(), edges, strict=True))
 
     def outside(self, scored: Scored) -> tuple[str, ...]:
         """The features that are not."""
@@ -102,18 +108,29 @@ class Rule:
     name: str
     score: Scores
     draws: bool = False
+    tuned: Tuned | None = None  # the same in a sheet's parts, where it has them
+
+    @classmethod
+    def named(cls, name: str, score: Scores, *, draws: bool = False) -> Rule:
+        """The policy of that name in `heuristics`, taken apart where that makes it quick."""
+        blind = ALIASES.get(name, name.removesuffix("+"))
+        entry = TABLE.entries(LOAD, stale=False).get(blind) if name.endswith("+") else None
+        knobs = Knobs() if entry is None else Knobs(**entry.knobs)
+        apart = None if name.endswith("+") and entry is None else tuned_of(blind, knobs)
+        return cls(name, score, draws, apart)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Decision:
-    """One decision with both choices. Columns: a node's row, N to defer, -1 where nothing is feasible.
+    """One decision with both choices, not to be changed. Columns:
+    a node's row, N to defer, -1 where nothing is feasible.
 
     `model_column` is None where the model did not choose. Costs are dollars at once, 0 where there is no choice.
     """
 
-    wanted: Wanted
+    sheet: Sheet
+    place: int  # of the workload in its sheet
     scene: Scene
-    view: View
     rule: Rule
     rule_scores: Floats
     rule_column: int
@@ -124,22 +141,26 @@ class Decision:
     rule_cost: float
     model_cost: float
 
-    @property
-    def by_model(self) -> bool:
-        return self.model_column is not None and not self.fallback
+    by_model: bool = field(init=False)
+    deferred: bool = field(init=False)
+    row: int | None = field(init=False)  # the node to place on
+
+    def __post_init__(self) -> None:
+        column = None if self.fallback else self.model_column
+        self.by_model = column is not None
+        if column is None:
+            column = self.rule_column
+        self.deferred = column == len(self.scene.open)
+        self.row = None if column < 0 or self.deferred else column
 
     @property
-    def column(self) -> int:
-        return self.model_column if self.by_model and self.model_column is not None else self.rule_column
+    def wanted(self) -> Wanted:
+        return self.sheet.wanted[self.place]
 
     @property
-    def deferred(self) -> bool:
-        return self.column == len(self.scene.open)
-
-    @property
-    def row(self) -> int | None:
-        """The node to place on."""
-        return None if self.column < 0 or self.deferred else self.column
+    def view(self) -> View:
+        """What the policies saw, made anew."""
+        return view_of(self.scene, self.wanted, dice=self.rule.draws)
 
     @property
     def agreed(self) -> bool | None:
@@ -155,33 +176,41 @@ def decide(
     refused: str = "",
     left_s: Callable[[], float] = lambda: 1.0,
     expect_s: float = 0.0,
+    shared: tuple[Sheet, int] | None = None,
 ) -> Decision:
     """`refused`: why the model may not decide this one, "" if it may; `left_s` of the deadline,
-    `expect_s` is what a decision with the model takes.
+    `expect_s` is what a decision with the model takes; `shared`: the batch's sheet and the workload's place in it.
 
     The model is asked although it is refused where that costs little to know (`CANARY`): its choice is the shadow.
     """
-    view = view_of(scene, wanted, dice=rule.draws)
-    count = len(scene.open)
-    if count == 0:
-        return Decision(wanted, scene, view, rule, np.zeros(1), -1, None, None, None, refused, 0.0, 0.0)
-    scores = np.asarray(rule.score(view, np), dtype=np.float64)
-    rule_column = choose_column(scores, view.mask)
+    sheet, place = (Sheet(scene.roster, (wanted,), scene.age_s), 0) if shared is None else shared
+    if not len(scene.open):
+        return Decision(sheet, place, scene, rule, np.zeros(1), -1, None, None, None, refused, 0.0, 0.0)
+    standing = sheet.standing(place, scene)
+    scores = _ruled(standing, rule)
+    rule_column = choose_column(scores, standing.mask)
     scored, column, fallback = _asked(
-        view, scores, rule, scene.roster.kinds, model=model, refused=refused, left_s=left_s, expect_s=expect_s
+        standing, scores, rule, model=model, refused=refused, left_s=left_s, expect_s=expect_s
     )
-    rule_cost = cost_of(view, wanted, rule_column)
-    model_cost = 0.0 if column is None else cost_of(view, wanted, column)
+    rule_cost = cost_of(standing, rule_column)
+    model_cost = 0.0 if column is None else rule_cost if column == rule_column else cost_of(standing, column)
     return Decision(
-        wanted, scene, view, rule, scores, rule_column, model, scored, column, fallback, rule_cost, model_cost
+        sheet, place, scene, rule, scores, rule_column, model, scored, column, fallback, rule_cost, model_cost
     )
+
+
+def _ruled(standing: Standing, rule: Rule) -> Floats:
+    """[N + 1] the rule's scores."""
+    if rule.tuned is not None:
+        return standing.by_rule(rule.tuned)
+    view = view_of(standing.scene, standing.wanted, dice=rule.draws)
+    return np.asarray(rule.score(view, np), dtype=np.float64)
 
 
 def _asked(
-    view: View,
+    standing: Standing,
     rule_scores: Floats,
     rule: Rule,
-    offers: Offers | None,
     *,
     model: Served | None,
     refused: str,
@@ -191,57 +220,47 @@ def _asked(
     """The model's bids and choice, and why they do not count."""
     if model is None or refused not in ("", Fallback.CANARY):
         return None, None, refused or Fallback.NO_MODEL
-    if not model.validated(len(view.local)):
+    if not model.validated(len(standing.scene.open)):
         return None, None, Fallback.OOD
     if left_s() <= expect_s:
         return None, None, Fallback.TIMEOUT
     try:
-        shared = model.base_rule == rule.name
-        scored = model.scorer.score(view, rule_scores if shared else None, offers)
+        shared = rule.tuned is not None and model.scorer.tuned == rule.tuned
+        scored = model.scorer.score(standing, rule_scores if shared else None)
     except Exception:  # noqa: BLE001  # whatever a model does, a workload is placed
         return None, None, Fallback.ERROR
     if not model.inside(scored):
         finite = bool(np.isfinite(scored.nodes).all() and np.isfinite(scored.context).all())
         return scored, None, Fallback.OOD if finite else Fallback.NAN
-    if not np.isfinite(scored.bids[view.mask]).all():
+    if not isfinite(np.add.reduce(scored.bids)) and not np.isfinite(scored.bids[standing.mask]).all():
         return scored, None, Fallback.NAN
     if left_s() <= 0:
         return scored, None, Fallback.TIMEOUT
-    return scored, choose_column(scored.bids, view.mask), refused
+    return scored, choose_column(scored.bids, standing.mask), refused
 
 
-def cost_of(view: View, wanted: Wanted, column: int) -> float:
+def cost_of(standing: Standing, column: int) -> float:
     """Dollars that the environment would charge at once for that choice; deferring pauses for a minute.
 
     What a choice does to later placements (stranded room) is not in it: this is a lower bound of what it costs.
     """
     if column < 0:
         return 0.0
+    wanted = standing.wanted
     factor = PRIORITY_FACTOR[wanted.priority]
-    if column < len(view.local):
-        late = WEIGHTS.wait * float(view.late[column]) * wanted.worth * factor
-        return WEIGHTS.wan * float(view.wan[column]) + WEIGHTS.energy * float(view.energy[column]) + late
+    if column < len(standing.scene.open):
+        wan, energy, late = standing.sheet.bill(standing.place, column)
+        return WEIGHTS.wan * wan + WEIGHTS.energy * energy + WEIGHTS.wait * late * wanted.worth * factor
     share = min(RETRY_AFTER_S / max(wanted.slack_s, 1.0), 1.0)
-    feasible = view.mask[:-1]
-    cheapest = float(np.asarray(price(view, np))[feasible].min()) if feasible.any() else 0.0
+    feasible = standing.mask[:-1]
+    cheapest = float(np.asarray(price(standing.view, np))[feasible].min()) if feasible.any() else 0.0
     return cheapest + (WEIGHTS.sla + WEIGHTS.wait) * wanted.worth * factor * share
 
 
 _PRESENT = learned.NODE.index("present")
 
 
-def _base_rule(weights: learned.Weights) -> str:
-    """The name of the tuned rule below the model, "" if it is none of those that are served."""
-    if "base.rule" not in weights or "base.knobs" not in weights:
-        return ""
-    name = learned.RULE_NAMES[int(np.asarray(weights["base.rule"]).argmax())]
-    entry = TABLE.entries(LOAD, stale=False).get(name)
-    own = np.asarray(weights["base.knobs"], dtype=np.float64)
-    known = [] if entry is None else [entry.knobs.get(key, 0.0) for key in ("money", "reserve", "headroom")]
-    return f"{name}+" if known and np.allclose(own, known, rtol=1e-5) else ""
-
-
-def _limits(names: tuple[str, ...], bounds: Mapping[str, tuple[float, float]]) -> tuple[Floats, Floats]:
+def _limits(names: tuple[str, ...], bounds: Mapping[str, tuple[float, float]]) -> tuple[Singles, Singles]:
     """Lowest and highest of each feature that is still near training; without a bound nothing is."""
     low, high = [], []
     for name in names:
@@ -249,4 +268,4 @@ def _limits(names: tuple[str, ...], bounds: Mapping[str, tuple[float, float]]) -
         margin = MARGIN * max(most - least, RANGE_MIN) if most >= least else 0.0
         low.append(least - margin)
         high.append(most + margin)
-    return np.array(low), np.array(high)
+    return np.array(low, dtype=np.float32), np.array(high, dtype=np.float32)

@@ -63,8 +63,8 @@ def scorer_of(found: Decision) -> Score:
     """The deciding policy, asked again."""
     model = found.model
     if found.by_model and model is not None:
-        scorer = model.scorer
-        return lambda view: scorer.score(view).bids
+        reference = model.reference
+        return lambda view: np.asarray(reference(view, np), dtype=np.float64)
     return lambda view: np.asarray(found.rule.score(view, np), dtype=np.float64)
 
 

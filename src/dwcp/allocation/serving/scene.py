@@ -18,7 +18,7 @@ from dwcp.allocation.env.view import View, coins
 from dwcp.allocation.env.weights import BUDGET_S, CORE_HOUR_USD, VALUE_HOURS_MAX
 from dwcp.allocation.feasibility import enough
 from dwcp.allocation.fleet import Bools, Fleet, FleetMalformed, Floats, Ints, quantities
-from dwcp.allocation.serving.scoring import OFFERS_MAX, Offers
+from dwcp.allocation.serving.offers import OFFERS_MAX, Offers
 from dwcp.api.allocator import NodeState, PlaceRequest
 from dwcp.api.workloads import Capacity, NodeStatus
 
@@ -123,6 +123,41 @@ class Roster:
         return self.capacity.astype(np.float64)
 
     @cached_property
+    def lines(self) -> Ints:
+        """[R, N] capacity."""
+        return np.ascontiguousarray(self.capacity.T)
+
+    @cached_property
+    def across(self) -> Floats:
+        """[R, N] capacity as floating point."""
+        return self.lines.astype(np.float64)
+
+    @cached_property
+    def divisor(self) -> Floats:
+        """[R, N] capacity, 1 where there is none."""
+        return np.maximum(self.across, 1.0)
+
+    @cached_property
+    def full(self) -> bool:
+        """Whether every node has something of every resource."""
+        return bool((self.lines > 0).all())
+
+    @cached_property
+    def present(self) -> Bools:
+        """[N]: has a core; what has none counts as no node."""
+        return np.asarray(self.lines[0] > 0, dtype=np.bool_)
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether every node is present."""
+        return bool(self.present.all())
+
+    @cached_property
+    def cpu(self) -> float:
+        """Of all nodes, thousandths of a core."""
+        return float(self.across[0].sum())
+
+    @cached_property
     def offers(self) -> tuple[list[str], Floats, Ints]:
         """Sites [K], downlinks [K] Mbit/s, and the offer of each node [N]."""
         links, own = self.terrain.links, self.amount[:, BANDWIDTH]
@@ -135,7 +170,7 @@ class Roster:
 
     @cached_property
     def kinds(self) -> Offers | None:
-        """The offers as the scorer takes them; None where there are too many for that to be quick."""
+        """The offers with their nodes; None where there are too many for that to be quick."""
         sites, _down, offer = self.offers
         return Offers.of(offer, len(sites)) if len(sites) <= OFFERS_MAX else None
 

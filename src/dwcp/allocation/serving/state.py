@@ -59,6 +59,7 @@ class FleetState:
     _status: tuple[NodeStatus, ...] = ()
     _exit_ms: Floats = field(init=False)
     _seen_ms: Floats = field(init=False)
+    _dated: bool = field(init=False)  # whether any description says when it was so
     _zeros: Floats = field(init=False)
     _over: Bools = field(init=False)  # by its description
     _last: int = -1
@@ -109,8 +110,12 @@ class FleetState:
         for row, demand in self._entries(workload):
             used[row] -= demand
         seen = self._seen_ms
-        age = np.where(seen > 0, np.maximum(wall_ms - seen, 0.0), 0.0) / 1000.0 if seen.any() else self._zeros
-        exit_in = np.maximum(self._exit_ms - now_ms, 0.0) / 1000.0
+        age = (
+            np.where(seen > 0, np.maximum(wall_ms - seen, 0.0), 0.0) / 1000.0 if self._dated else self._zeros
+        )
+        exit_in = self._exit_ms - now_ms
+        np.maximum(exit_in, 0.0, out=exit_in)
+        exit_in /= 1000.0
         return Scene(
             self.roster, used, self._status, self._open, age, exit_in, self._last, self.version.copy()
         )
@@ -135,11 +140,14 @@ class FleetState:
         known = workload in self._held
         if not known and len(self._held) >= HELD_MAX:
             raise FleetFull(f"{HELD_MAX} workloads are held: release what has ended")
-        freed = sum((part for at, part in self._entries(workload) if at == row), np.zeros_like(demand))
-        free = self.roster.capacity[row] - self.used[row] + freed
+        free = self.roster.capacity[row] - self.used[row]
+        for at, part in self._entries(workload):
+            if at == row:
+                free += part
         if not bool((free >= demand).all()):
             return False
-        self.release(workload)
+        if known:
+            self.release(workload)
         self._disown(workload, row)
         self.used[row] += demand
         self.version[row] += 1
@@ -208,13 +216,14 @@ class FleetState:
 
         On other nodes it goes on counting: whoever describes them says when it is gone.
         """
-        entries = self._own.get(workload, [])
+        entries = self._own.get(workload)
+        if not entries:
+            return
         name = self.roster.names[node]
         for at, demand in entries:
             if at == name:
                 self.used[node] -= demand
-        if entries:
-            self._own[workload] = [entry for entry in entries if entry[0] != name]
+        self._own[workload] = [entry for entry in entries if entry[0] != name]
 
     def _require(self, names: set[str]) -> None:
         unknown = sorted(names - self._nodes.keys())
@@ -250,6 +259,7 @@ class FleetState:
         self._exit_ms = exit_ms
         self._over = np.asarray((used > roster.capacity).any(axis=1), dtype=np.bool_)
         self._seen_ms = np.array([float(node.seen_ms) for node in ordered])
+        self._dated = bool(self._seen_ms.any())
         self._status = tuple(node.status for node in ordered)
         self._open = np.array([one is NodeStatus.READY for one in self._status], dtype=np.bool_)
         self._zeros = np.zeros(len(ordered))

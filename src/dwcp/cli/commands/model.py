@@ -27,20 +27,27 @@ class DeployFailed(RuntimeFault):
     """The staging instance could not serve by the model: its log is named. What was staged before still is."""
 
 
-NAMES = {"compression-selector": "compression-api"}  # a model: the service that it serves in
-Service = Annotated[str, typer.Argument(help="the service: compression-api")]
+SELECTOR = "compression-api"
+NAMES = {
+    "compression-selector": SELECTOR,
+    "maddpg-placer": "maddpg-allocator",
+}  # model: service that it serves in
+_SERVICES = " or ".join(NAMES.values())
+Service = Annotated[str, typer.Argument(help=f"the service: {_SERVICES}")]
+Whose = Annotated[str, typer.Option("--service", help=f"whose models: {_SERVICES}")]
 
 
 @app.command("list")
-def list_models(state: State = None, as_json: Json = False) -> None:
+def list_models(whose: Whose = SELECTOR, state: State = None, as_json: Json = False) -> None:
     """List the models that this installation has admitted, their roles and what their evaluations said.
 
-    Example: dwcp model list --json
+    Example: dwcp model list --service maddpg-allocator --json
     """
     from dwcp.cli.calls import service
 
+    _require_service(whose)
     env = current()
-    with service(env, env.layout(state), "compression-api") as calls:
+    with service(env, env.layout(state), whose) as calls:
         found = calls.ask(api.Models, api.models())
     output.show(found, as_json=as_json, text=model_text.verdict(found), table=model_text.table(found))
 
@@ -48,6 +55,7 @@ def list_models(state: State = None, as_json: Json = False) -> None:
 @app.command("show")
 def show(
     digest: Annotated[str, typer.Argument(help="the model's digest, or how it begins")],
+    whose: Whose = SELECTOR,
     state: State = None,
     as_json: Json = False,
 ) -> None:
@@ -59,8 +67,9 @@ def show(
 
     from dwcp.cli.calls import service
 
+    _require_service(whose)
     env = current()
-    with service(env, env.layout(state), "compression-api") as calls:
+    with service(env, env.layout(state), whose) as calls:
         found = calls.ask(api.Shown, api.show(digest))
     manifest = json.loads(bytes(found.manifest))
     answer = {"digest": found.digest, "manifest": manifest}
@@ -71,7 +80,7 @@ def show(
 @script("deploy-model", answers=Changed, changes=True, target="name")
 def deploy_model(
     run: Run,
-    name: Annotated[str, typer.Argument(help="the model: compression-selector")],
+    name: Annotated[str, typer.Argument(help=f"the model: {' or '.join(NAMES)}")],
     stage: Annotated[str, typer.Argument(help="where to: staging")],
     version: Annotated[
         Path | None, typer.Option("--version", help="folder of the trained model; else the newest one")
@@ -79,9 +88,10 @@ def deploy_model(
 ) -> Outcome:
     """Check a trained model and make it the next candidate. It decides nothing before a canary.
 
-    An instance of the service that runs by it is started and asked: every form of question, the same answer twice, a
-    decision within 2 ms, a stream there and back. Exit codes: 0 staged, 2 its files cannot be read or that
-    instance fails, 3 the service does not answer, 4 a gate is closed, 75 interrupted.
+    A selector: an instance of the service that runs by it is started and asked: every form of question, the same
+    answer twice, a decision within 2 ms, a stream there and back. A placer: its golden vectors. Exit codes: 0 staged,
+    2 its files cannot be read or that instance fails, 3 the service does not answer, 4 a gate is closed,
+    75 interrupted.
 
     Example: ./scripts/deploy-model.sh compression-selector staging
     (the same as dwcp ops deploy-model …, dwcp model deploy …)
@@ -90,9 +100,11 @@ def deploy_model(
     from dwcp.cli.trained import files_of
 
     if name not in NAMES or stage != "staging":
-        raise typer.BadParameter(f"{name} {stage}: what can be deployed is `{next(iter(NAMES))} staging`")
+        known = ", ".join(f"`{one} staging`" for one in NAMES)
+        raise typer.BadParameter(f"{name} {stage}: what can be deployed is {known}")
     made = files_of(run.layout, name, version)
-    run.remark("a staging instance serves by it and is asked before anything is staged")
+    if NAMES[name] == SELECTOR:
+        run.remark("a staging instance serves by it and is asked before anything is staged")
     with service(run.env, run.layout, NAMES[name]) as calls:
         try:
             changed = calls.ask(Changed, api.deploy(api.Upload(made.manifest, made.weights, run.dry_run)))
@@ -109,7 +121,10 @@ def deploy_model(
 def canary_deploy(
     run: Run,
     name: Service,
-    share: Annotated[str, typer.Argument(help="of the streams, by the hash of their ids: 10%; 100%: all")],
+    share: Annotated[
+        str,
+        typer.Argument(help="of the streams (a placer: the sites), by the hash of their ids: 10%; 100%: all"),
+    ],
     wait_s: Annotated[
         float, typer.Option("--wait", min=0, max=800, help="seconds to wait for a verdict")
     ] = 120.0,
@@ -122,9 +137,10 @@ def canary_deploy(
 ) -> Outcome:
     """Let the staged model decide for a share of the streams and judge it beside the active one.
 
-    Both choices are tried on samples and priced, in pairs. Exit codes: 0 pass, 2 fail: rolled back by itself,
-    3 not known yet: it stays, 4 refused, 75 interrupted: it stays. The service judges by itself: a run that was
-    killed is gone on with by the same line, or its verdict told. 100% needs a pass of the same model within a day.
+    Both choices are tried on samples and priced, in pairs; a placer's on real placements alone. Exit codes: 0 pass,
+    2 fail: rolled back by itself, 3 not known yet: it stays, 4 refused, 75 interrupted: it stays. The service judges
+    by itself: a run that was killed is gone on with by the same line, or its verdict told. 100% needs a pass of the
+    same model within a day.
 
     Example: ./scripts/canary-deploy.sh compression-api 10%
     (the same as dwcp ops canary-deploy …, dwcp model canary …)
@@ -133,20 +149,20 @@ def canary_deploy(
     from dwcp.cli.trying import Plan, judge, judged_meanwhile
 
     pct = _percent(name, share)
-    run.agree(f"let the candidate decide for {pct} % of the streams of {name}?")
+    run.agree(f"let the candidate decide for {pct} % of the {_parts(name)} of {name}?")
     with service(run.env, run.layout, name) as calls:
         missed = judged_meanwhile(calls, run.broken_off)
         if missed is not None:
-            return model_text.judged(missed)
+            return model_text.judged(missed, name)
         changed = calls.ask(Changed, api.canary(pct, dry_run=run.dry_run))
         failpoint("ops.canary.after_start")
         if run.dry_run or pct == 100:
-            return model_text.promoted(changed, after="dwcp model rollback compression-api")
-        plan = Plan(wait_s, None if no_replay else replay or Path("/"))
+            return model_text.promoted(changed, after=f"dwcp model rollback {name}")
+        plan = Plan(wait_s, None if no_replay or name != SELECTOR else replay or Path("/"))
         run.if_interrupted = "the canary keeps its share; the same command goes on with it"
         found = judge(calls, changed, plan, clock=run.env.clock, remark=run.remark)
         failpoint("ops.canary.before_verdict")
-        return model_text.judged(found)
+        return model_text.judged(found, name)
 
 
 @app.command("rollback")
@@ -164,7 +180,7 @@ def rollback(
     _agree(f"roll the model of {name} back?", yes=yes or dry_run or as_json)
     with service(env, env.layout(state), name) as calls:
         changed = calls.ask(Changed, api.roll_back(dry_run=dry_run))
-    told = model_text.changed(changed, after="dwcp model list")
+    told = model_text.changed(changed, after=f"dwcp model list --service {name}")
     text = "\n".join([f"OK {told.summary}", f"next: {told.next}"])
     output.show(changed, as_json=as_json, text=text, table=told.table)
 
@@ -179,7 +195,12 @@ def _percent(name: str, share: str) -> int:
 
 def _require_service(name: str) -> None:
     if name not in NAMES.values():
-        raise typer.BadParameter(f"{name!r} has no canary: say {', '.join(NAMES.values())}")
+        raise typer.BadParameter(f"{name!r} has no models: say {_SERVICES}")
+
+
+def _parts(name: str) -> str:
+    """What a canary gets a share of."""
+    return "streams" if name == SELECTOR else "sites"
 
 
 def _agree(question: str, *, yes: bool) -> None:

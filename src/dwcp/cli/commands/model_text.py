@@ -20,7 +20,7 @@ def verdict(found: Models) -> str:
         return f"WARN {found.trouble}"
     if found.drifted:
         return f"WARN the data has changed since the model began: {', '.join(found.drifted)}"
-    active = found.roles.active[:12] or "none: the table, or the model that shipped, answers"
+    active = found.roles.active[:12] or f"none: {_without(found)}, or the model that shipped, answers"
     text = f"OK {found.name}, active: {active}"
     return f"{text}; {_evaluation(found.evaluation)}" if found.evaluation else text
 
@@ -30,7 +30,7 @@ def changed(done: Changed, *, after: str) -> Outcome:
     checks = ", ".join(f"{name} {value:.4g}" for name, value in done.checks.items())
     return Outcome(
         Verdict.OK,
-        f"{'would be ' if done.dry_run else ''}{done.did}: {done.digest[:12] or 'the table'}",
+        f"{'would be ' if done.dry_run else ''}{done.did}: {done.digest[:12] or _without(done.models)}",
         done,
         lines=(checks,) if checks else (),
         table=table(done.models),
@@ -44,13 +44,12 @@ def promoted(done: Changed, *, after: str) -> Outcome:
     return replace(changed(done, after=after), result=step)
 
 
-def judged(found: Judged) -> Outcome:
-    """Verdict, numbers, next step."""
+def judged(found: Judged, name: str) -> Outcome:
+    """Verdict, numbers, next step; `name` is the service."""
     after = {
-        "pass": "./scripts/canary-deploy.sh compression-api 100%",
+        "pass": f"./scripts/canary-deploy.sh {name} 100%",
         "fail": "dwcp model list; train another model, then deploy it",
-        "inconclusive": "./scripts/canary-deploy.sh compression-api 10% --wait 600, or "
-        "dwcp model rollback compression-api",
+        "inconclusive": f"./scripts/canary-deploy.sh {name} 10% --wait 600, or dwcp model rollback {name}",
     }[found.verdict]
     sentence = {
         "pass": "it is surely no worse than what serves",
@@ -83,6 +82,11 @@ def table(found: Models) -> Table:
         for model in found.models
     ]
     return Table(("model", "version", "role", "verdict", "pairs", "judged"), rows)
+
+
+def _without(found: Models) -> str:
+    """What answers where no model does."""
+    return "the rule" if found.name == "maddpg-placer" else "the table"
 
 
 def _evaluation(told: Evaluation) -> str:

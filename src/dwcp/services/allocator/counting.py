@@ -16,6 +16,7 @@ from dwcp.allocation.serving.scene import Scene
 from dwcp.runtime.telemetry import Telemetry
 
 NOWHERE = "none"  # the site label where there is no node
+STAGES = ("features", "score", "commit")
 SITES_MAX = 64  # sites that have series of their own
 _SHAPE = np.array([[2000, 4096, 20480, 100]])  # a middling workload: what cannot take one is stranded
 
@@ -43,7 +44,8 @@ class Counting:
         for name in ("dwcp_maddpg_optimization_seconds", "dwcp_maddpg_capacity_invariant_violations_total"):
             telemetry.touch(name)
         telemetry.touch("dwcp_maddpg_commit_conflicts_total", site=NOWHERE)
-        for stage in ("single", "batch"):
+        telemetry.touch("dwcp_maddpg_wan_bytes_total", src=NOWHERE, dst=NOWHERE)
+        for stage in ("single", "batch", *STAGES):
             telemetry.touch("dwcp_maddpg_decision_seconds", stage=stage)
         for name in ("regret_usd", "agreement_ratio"):
             telemetry.gauge(f"dwcp_maddpg_shadow_{name}", 0)
@@ -57,6 +59,11 @@ class Counting:
     def batch(self, decisions: Sequence[Decision], *, seconds: float) -> None:
         self._telemetry.observe("dwcp_maddpg_decision_seconds", seconds, stage="batch")
         self._all(decisions, seconds)
+
+    def stages(self, *, features_s: float, score_s: float, commit_s: float) -> None:
+        """Where the time of one request went."""
+        for stage, seconds in zip(STAGES, (features_s, score_s, commit_s), strict=True):
+            self._telemetry.observe("dwcp_maddpg_decision_seconds", seconds, stage=stage)
 
     def conflict(self, site: str) -> None:
         self._telemetry.count("dwcp_maddpg_commit_conflicts_total", site=self._site(site))
@@ -99,6 +106,7 @@ class Counting:
         policies: Counter[str] = Counter()
         fallbacks: Counter[str] = Counter()
         costs = [0.0, 0.0, 0.0]
+        travelled: Counter[tuple[str, str]] = Counter()
         for decision in decisions:
             row = decision.row
             site = NOWHERE if row is None else self._site(decision.scene.roster.sites[row])
@@ -111,15 +119,26 @@ class Counting:
             if row is None:
                 self._masked(decision)
             else:
-                costs[0] += float(decision.view.wan[row])
-                costs[1] += float(decision.view.energy[row])
-                costs[2] += _waiting(decision, row)
+                wan, energy, _late = decision.sheet.bill(decision.place, row)
+                cost = decision.model_cost if decision.by_model else decision.rule_cost
+                wanted = decision.wanted
+                if (
+                    wanted.data_bytes
+                    and wanted.data_site
+                    and wanted.data_site != decision.scene.roster.sites[row]
+                ):
+                    travelled[self._known(wanted.data_site, decision), site] += wanted.data_bytes
+                costs[0] += wan
+                costs[1] += energy
+                costs[2] += max(0.0, cost - wan - energy)  # a late start is what is left
         for (site, kind, result), count in results.items():
             telemetry.count("dwcp_maddpg_decisions_total", count, site=site, policy=kind, result=result)
         for policy, count in policies.items():
             telemetry.count("dwcp_maddpg_optimization_total", count, policy=policy)
         for reason, count in fallbacks.items():
             telemetry.count("dwcp_maddpg_fallback_total", count, reason=reason)
+        for (src, dst), amount in travelled.items():
+            telemetry.count("dwcp_maddpg_wan_bytes_total", amount, src=src, dst=dst)
         for component, cost in zip(("wan", "energy", "wait"), costs, strict=True):
             telemetry.count("dwcp_maddpg_cost_usd_total", cost, component=component)
         for _decision in decisions:
@@ -137,6 +156,10 @@ class Counting:
                 self._telemetry.count("dwcp_maddpg_optimization_infeasible_total", resource=reason)
                 self._telemetry.count("dwcp_maddpg_infeasible_masked_total", nodes, resource=reason)
 
+    def _known(self, site: str, decision: Decision) -> str:
+        """Names of sites that no node has come from whoever asks: they get no series of their own."""
+        return self._site(site) if site in decision.scene.roster.sites else "other"
+
     def _site(self, site: str) -> str:
         if site not in self._sites and len(self._sites) >= SITES_MAX:
             return "other"
@@ -145,9 +168,3 @@ class Counting:
 
 
 _REASONS = frozenset(reason.value for reason in Fallback)
-
-
-def _waiting(decision: Decision, row: int) -> float:
-    """Dollars for a late start: what is left of the cost beside shipping and energy."""
-    cost = decision.model_cost if decision.by_model else decision.rule_cost
-    return max(0.0, cost - float(decision.view.wan[row]) - float(decision.view.energy[row]))

@@ -21,6 +21,7 @@ from dwcp.allocation.serving.chain import FAULTS, Decision, Fallback, Rule, Serv
 from dwcp.allocation.serving.explain import candidates, explanation, why
 from dwcp.allocation.serving.records import Records
 from dwcp.allocation.serving.scene import Scene, Terrain, Wanted, capacity_of, scene_of, wanted_of
+from dwcp.allocation.serving.sheet import Sheet
 from dwcp.allocation.serving.state import FleetState
 from dwcp.api import allocator as api
 from dwcp.api.allocator import NodeState, PlaceAnswer, PlaceRequest
@@ -45,15 +46,25 @@ class DecisionUnknown(ValueError):
     """No such decision is kept: the last 1,024 are, until a restart."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Deadline:
-    """When the answer is due, in nanoseconds since the machine started."""
+    """When the answer is due, in nanoseconds since the machine started; a batch has one for all of it."""
 
     at_ns: int
     clock_ns: Callable[[], int] = boottime_ns
+    missed: bool = False  # and counted as a fault
 
     def left_s(self) -> float:
         return (self.at_ns - self.clock_ns()) / 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Where a request's time goes: when it came, when its decisions began, what all decisions had taken by then."""
+
+    began_ns: int
+    ready_ns: int
+    scored_ns: int
 
 
 class Desk:
@@ -83,7 +94,8 @@ class Desk:
         self._seen: tuple[NodeState, ...] = ()
         self._seen_ms: int | None = None
         self._expect_s = 0.0  # of a decision with a model
-        self._rules = {name: Rule(name, score, draws(name)) for name, score in HEURISTICS.items()}
+        self._scored_ns = 0  # in all decisions so far
+        self._rules = {name: Rule.named(name, score, draws=draws(name)) for name, score in HEURISTICS.items()}
         self.counting = Counting(telemetry, policy=policy)
 
     # placements
@@ -96,13 +108,15 @@ class Desk:
         if asked.fleet:
             self._require(asked.fleet)
             self.fleet.expire(now_ms)
-            wanted = self._checked(asked)
+            sheet = self._sheet(self.fleet, (self._checked(asked),), now_ms)
+            spent = Spent(started_ns, self._clock_ns(), self._scored_ns)
             decision, answer = self._into(
-                self.fleet, asked, wanted, deadline=deadline, now_ms=now_ms, name=asked.fleet
+                self.fleet, asked, (sheet, 0), deadline=deadline, now_ms=now_ms, name=asked.fleet
             )
         else:
+            spent = Spent(started_ns, started_ns, self._scored_ns)
             decision, answer = self._carried(asked, deadline, now_ms)
-        self.counting.decided(decision, seconds=(self._clock_ns() - started_ns) / 1e9)
+        self.counting.decided(decision, seconds=self._told_apart(spent))
         return answer
 
     def batch(self, asked: api.BatchRequest) -> api.BatchAnswer:
@@ -117,16 +131,18 @@ class Desk:
         order = sorted(range(len(wanted)), key=lambda place: -wanted[place].priority)
         answers: list[PlaceAnswer | None] = [None] * len(wanted)
         decisions = []
-        for place in order:
+        sheet = self._sheet(fleet, [wanted[place] for place in order], now_ms)
+        spent = Spent(started_ns, self._clock_ns(), self._scored_ns)
+        for rank, place in enumerate(order):
             item = asked.items[place]
             decision, answer = self._into(
-                fleet, item, wanted[place], deadline=deadline, now_ms=now_ms, name=asked.fleet
+                fleet, item, (sheet, rank), deadline=deadline, now_ms=now_ms, name=asked.fleet
             )
             if fleet is not self.fleet and answer.node:
                 self._reservations.reserve(item.workload, answer.node, item.demand, now_ms=now_ms)
             answers[place] = answer
             decisions.append(decision)
-        self.counting.batch(decisions, seconds=(self._clock_ns() - started_ns) / 1e9)
+        self.counting.batch(decisions, seconds=self._told_apart(spent))
         return api.BatchAnswer(answers=tuple(one for one in answers if one is not None), fleet=self.revision)
 
     def release(self, workload: str) -> bool:
@@ -257,7 +273,8 @@ class Desk:
         wanted = self._checked(asked)
         scene = self._carried_scene(asked, now_ms)
         self._seen, self._seen_ms = asked.nodes, now_ms
-        decision = self._decide(scene, wanted, asked.policy, deadline)
+        shared = Sheet(scene.roster, (wanted,), scene.age_s), 0
+        decision = self._decide(scene, shared, asked.policy, deadline)
         identity = self.records.keep(decision, fleet="", at_ms=self._clock.now_ms())
         answer = self._answer(decision, identity=identity, candidates_=candidates(decision))
         if answer.node:
@@ -268,7 +285,7 @@ class Desk:
         self,
         fleet: FleetState,
         asked: PlaceRequest,
-        wanted: Wanted,
+        shared: tuple[Sheet, int],
         *,
         deadline: Deadline,
         now_ms: int,
@@ -278,7 +295,7 @@ class Desk:
         for attempt in range(CONFLICTS_MAX + 1):
             scene = self._scene(fleet, asked.workload, now_ms)
             refused = Fallback.CONFLICT if attempt == CONFLICTS_MAX else ""
-            decision = self._decide(scene, wanted, asked.policy, deadline, refused=refused)
+            decision = self._decide(scene, shared, asked.policy, deadline, refused=refused)
             if decision.row is None or self._taken(fleet, asked, decision, now_ms):
                 identity = self.records.keep(decision, fleet=name, at_ms=self._clock.now_ms())
                 return decision, self._answer(decision, identity=identity)
@@ -303,13 +320,22 @@ class Desk:
         )
 
     def _decide(
-        self, scene: Scene, wanted: Wanted, policy: str, deadline: Deadline, *, refused: str = ""
+        self,
+        scene: Scene,
+        shared: tuple[Sheet, int],
+        policy: str,
+        deadline: Deadline,
+        *,
+        refused: str = "",
     ) -> Decision:
+        wanted = shared[0].wanted[shared[1]]
+        started_ns = self._clock_ns()
         if policy:  # a rule was asked for by name
-            return decide(scene, wanted, self._rules[policy], model=None, refused=ASKED)
+            decision = decide(scene, wanted, self._rules[policy], model=None, refused=ASKED, shared=shared)
+            self._scored_ns += self._clock_ns() - started_ns
+            return decision
         model: Served | None
         model, why_not = self.stage.model_for(wanted.site or wanted.data_site)
-        started_ns = self._clock_ns()
         decision = decide(
             scene,
             wanted,
@@ -318,9 +344,14 @@ class Desk:
             refused=refused or why_not,
             left_s=deadline.left_s,
             expect_s=self._expect_s,
+            shared=shared,
         )
-        self._expect((self._clock_ns() - started_ns) / 1e9, decision)
-        self.stage.noted(decision, faulty=decision.fallback in FAULTS)
+        took_ns = self._clock_ns() - started_ns
+        self._scored_ns += took_ns
+        self._expect(took_ns / 1e9, decision)
+        late = decision.fallback == Fallback.TIMEOUT
+        self.stage.noted(decision, faulty=decision.fallback in FAULTS and not (late and deadline.missed))
+        deadline.missed = deadline.missed or late
         return decision
 
     def _dry(self, scene: Scene, wanted: Wanted, policy: str, deadline: Deadline) -> Decision:
@@ -330,6 +361,17 @@ class Desk:
         model, why_not = self.stage.model_for(wanted.site or wanted.data_site)
         rule = self._rules[self.policy]
         return decide(scene, wanted, rule, model=model, refused=why_not, left_s=deadline.left_s)
+
+    def _told_apart(self, spent: Spent) -> float:
+        """Seconds since the request came; its parts are counted."""
+        whole_ns = self._clock_ns() - spent.began_ns
+        features_ns, score_ns = spent.ready_ns - spent.began_ns, self._scored_ns - spent.scored_ns
+        self.counting.stages(
+            features_s=features_ns / 1e9,
+            score_s=score_ns / 1e9,
+            commit_s=max(0, whole_ns - features_ns - score_ns) / 1e9,
+        )
+        return whole_ns / 1e9
 
     def _expect(self, took_s: float, decision: Decision) -> None:
         """How long a model's decision takes, by the last ones; shorter each time it was not asked for want of time."""
@@ -408,6 +450,11 @@ class Desk:
         reserved = self._reservations.by_node(asked.nodes, workload=asked.workload, now_ms=now_ms)
         fleet = by_name(fleet_of(asked.nodes, workload=asked.workload, reserved=reserved))
         return scene_of(fleet, self.terrain, now_ms=self._clock.now_ms())
+
+    def _sheet(self, fleet: FleetState, wanted: Sequence[Wanted], now_ms: int) -> Sheet:
+        """What these workloads share, whatever is placed meanwhile."""
+        scene = self._scene(fleet, "", now_ms)
+        return Sheet(scene.roster, wanted, scene.age_s)
 
     def _scene(self, fleet: FleetState, workload: str, now_ms: int) -> Scene:
         return fleet.scene(workload=workload, wall_ms=self._clock.now_ms(), now_ms=now_ms)

@@ -14,8 +14,8 @@ from tests.unit.allocation.serving import placers
 from tests.unit.services.allocator.desks import Bench, nodes, wanted, with_model
 
 from dwcp.allocation import shipped
-from dwcp.allocation.heuristics import DEFAULT
-from dwcp.allocation.serving.chain import Served
+from dwcp.allocation.heuristics import DEFAULT, HEURISTICS
+from dwcp.allocation.serving.chain import Rule, Served
 from dwcp.api.allocator import BatchRequest
 from dwcp.models.artefact import ModelRefused
 from dwcp.services.allocator.watching import look
@@ -219,5 +219,8 @@ def test_a_canary_that_is_dearer_stops(tmp_path: Path) -> None:
 
 def test_a_served_model_names_its_rule() -> None:
     """Goal: scores are shared only with the very same rule. Method: a blind rule's model, and a tuned rule's."""
-    assert Served(shipped.load(placers.made())).base_rule == ""
-    assert Served(shipped.load(placers.made(tuned=True))).base_rule == DEFAULT
+    tuned = Rule.named(DEFAULT, HEURISTICS[DEFAULT]).tuned
+    own = Served(shipped.load(placers.made(tuned=True))).scorer.tuned
+
+    assert Served(shipped.load(placers.made())).scorer.tuned != tuned
+    assert own == tuned is not None
