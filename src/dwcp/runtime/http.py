@@ -8,12 +8,14 @@ connections are limited here, so that routes need not think of them.
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import httptools
 import httpx
 import msgspec
 from fastapi import FastAPI, Request, Response
@@ -25,6 +27,7 @@ from uvicorn.server import ServerState
 
 from dwcp.api.health import Verdict as Verdict
 from dwcp.api.health import worst
+from dwcp.runtime.bodies import BLOCKS, BlockBody
 from dwcp.runtime.clock import Clock, SystemClock
 from dwcp.runtime.config import ServiceConfig, TlsFiles
 from dwcp.runtime.errors import AddressTaken
@@ -418,11 +421,14 @@ class Joined:
 
 
 class _Connection(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 connection with a bounded head; notes the name in the peer's certificate."""
+    """uvicorn's HTTP/1.1 connection with a bounded head; notes the name in the peer's certificate. A route may
+    have the body in blocks that are read from the socket, past the parser (`bodies.BlockBody`)."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._head_bytes = 0
         self._in_head = True
+        self._body_bytes = 0
+        self._lent = False
         self._head_timer = self.loop.call_later(HEAD_SECONDS_MAX, self._head_late)
         peer = _common_name(transport)
         if peer:
@@ -446,6 +452,7 @@ class _Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._in_head = True
         self._head_bytes = 0
+        self._body_bytes = 0
         self._head_timer.cancel()
         self._head_timer = self.loop.call_later(HEAD_SECONDS_MAX, self._head_late)
         super().on_message_begin()
@@ -453,15 +460,51 @@ class _Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._head_timer.cancel()
+        scope = cast("Scope", self.scope)
+        scope["extensions"] = {BLOCKS: functools.partial(self._lend, scope)}
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        super().on_body(body)
 
     def on_response_complete(self) -> None:
         self._joined.flush()
+        if self._lent:
+            self.transport.close()  # answered before the body was read: nobody can tell where the next request is
         super().on_response_complete()
+
+    def _lend(self, scope: Scope, size: int) -> BlockBody | None:
+        """The rest of this request's body in blocks; None where its length is not known or little of it is left."""
+        cycle = self.cycle
+        rest = _announced(scope) - self._body_bytes
+        if cycle.scope is not scope or not cycle.more_body or cycle.disconnected or rest < size:
+            return None
+        if cycle.waiting_for_100_continue:
+            cycle.waiting_for_100_continue = False
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        held, cycle.body = cycle.body, bytearray()
+        self._lent = True
+        self.flow.read_paused = False  # from now on the block body pauses and resumes
+        return BlockBody(self.transport, self, held=held, rest=rest, size=size)
+
+    def body_complete(self) -> None:
+        """The lent socket comes back; the parser, which has not seen the body's end, is made anew."""
+        self._lent = False
+        self.parser = httptools.HttpRequestParser(self)
+        self.transport.set_protocol(self)
+        self.on_message_complete()
 
     def _head_late(self) -> None:
         if self._in_head and not self.transport.is_closing():
             self.transport.close()
+
+
+def _announced(scope: Scope) -> int:
+    """Bytes of the body as its head says; 0 where it says nothing that can be counted on."""
+    lengths = [value for name, value in scope["headers"] if name == b"content-length"]
+    chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
+    return int(lengths[0]) if len(lengths) == 1 and lengths[0].isdigit() and not chunked else 0
 
 
 def _common_name(transport: asyncio.Transport) -> str:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import cast
 
 import structlog
 from fastapi import FastAPI
@@ -25,6 +26,7 @@ from dwcp.compression.codecs import Codec
 from dwcp.compression.container import End, Header, PackedBlock, Reader, Writer
 from dwcp.compression.errors import BombRefused, TransferError, UnknownCodec
 from dwcp.compression.table import BLOCK_BYTES
+from dwcp.runtime.bodies import BLOCKS, BlockBody, Lender
 from dwcp.runtime.http import Refusal, refused
 from dwcp.runtime.telemetry import Telemetry
 from dwcp.services.compression_api import asking
@@ -37,10 +39,11 @@ DECOMPRESS_PATH = STREAM_PREFIX + "decompress"
 RATIO_MAX = 100_000  # raw bytes for a packed one, over the whole stream
 RATIO_FROM_BYTES = 64 << 20  # checked from here on: short streams of zeros are no attack
 _SAMPLE_BYTES = asking.SAMPLE_BYTES_MAX
+_PIECE_BYTES = 256 << 10
 _IDLE_S_MAX = 60.0  # without a byte from the sender
 CONTAINER_TYPE = "application/vnd.dwcp.container"
 
-Transform = Callable[[Headers, AsyncIterator[bytes]], AsyncIterator[bytes]]
+Transform = Callable[[Headers, "Body"], AsyncIterator[bytes]]
 Decide = Callable[[Ask], tuple[Decided, float]]
 
 
@@ -50,7 +53,7 @@ class Limits:
 
     raw_bytes_max: int
     seconds_max: float
-    in_work: int = 2
+    in_work: int = 3
 
 
 class StreamEndpoint(Response):
@@ -71,7 +74,7 @@ class StreamEndpoint(Response):
         try:
             with self._admission:
                 async with asyncio.timeout(self._limits.seconds_max):
-                    async for piece in self._transform(Headers(scope=scope), _body(receive)):
+                    async for piece in self._transform(Headers(scope=scope), Body(scope, receive)):
                         await answer.write(piece)
                     await answer.end()
         except Refusal as refusal:
@@ -120,19 +123,68 @@ class _Answer:
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
 
-async def _body(receive: Receive) -> AsyncIterator[bytes]:
+class Body:
+    """What the caller sends: read from the socket into blocks where the connection lends it, else as messages."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._lend: Lender | None = scope.get("extensions", {}).get(BLOCKS)
+        self._receive = receive
+        self._lent: BlockBody | None = None
+
+    async def blocks(self, size: int) -> AsyncIterator[memoryview]:
+        """The bytes in blocks of `size`, the last one shorter. `spare` takes a block back."""
+        self._lent = self._lend(size) if self._lend else None
+        source = _filled(self._lent, whole=True) if self._lent else _blocks(_messages(self._receive), size)
+        async for block in source:
+            yield block
+
+    async def pieces(self) -> AsyncIterator[memoryview]:
+        """The bytes as they come. A piece is good until the next one is asked for."""
+        self._lent = self._lend(_PIECE_BYTES) if self._lend else None
+        if self._lent is None:
+            async for piece in _messages(self._receive):
+                yield memoryview(piece)
+            return
+        async for block in _filled(self._lent, whole=False):
+            yield block
+            self._lent.spare(block)
+
+    def spare(self, block: memoryview) -> None:
+        """The block's memory may be written again."""
+        if self._lent is not None:
+            self._lent.spare(block)
+
+
+async def _filled(body: BlockBody, *, whole: bool) -> AsyncIterator[memoryview]:
+    while True:
+        try:
+            block = await body.take(whole=whole, idle_s=_IDLE_S_MAX)
+        except TimeoutError as exc:
+            raise _silent() from exc
+        if block is None:
+            raise _Gone
+        if not block:
+            return
+        yield block
+
+
+async def _messages(receive: Receive) -> AsyncIterator[bytes]:
     while True:
         try:
             async with asyncio.timeout(_IDLE_S_MAX):
                 message = await receive()
         except TimeoutError as exc:
-            raise Refusal(408, "timeout", f"no byte of the stream came for {_IDLE_S_MAX:g} s") from exc
+            raise _silent() from exc
         if message["type"] == "http.disconnect":
             raise _Gone
         if message.get("body"):
             yield message["body"]
         if not message.get("more_body", False):
             return
+
+
+def _silent() -> Refusal:
+    return Refusal(408, "timeout", f"no byte of the stream came for {_IDLE_S_MAX:g} s")
 
 
 class Streams:
@@ -151,29 +203,36 @@ class Streams:
         self._limits = limits
         self._telemetry = telemetry
 
-    async def compress(self, headers: Headers, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def compress(self, headers: Headers, body: Body) -> AsyncIterator[bytes]:
         """Raw bytes to a container. `X-Codec` fixes the codec; else each block of 1 MiB is decided on
         for the link of `X-Bandwidth-Bps`."""
         choose = self._chooser(headers)
         writer = Writer(Header(secrets.token_bytes(container.STREAM_ID_SIZE), BLOCK_BYTES))
         yield writer.header.encode()
         stream_id, index = writer.header.stream_id, 0
-        waiting: deque[Awaitable[bytes]] = deque()
+        waiting: deque[tuple[Awaitable[bytes], memoryview]] = deque()
         total = 0
-        async for raw in _blocks(body, BLOCK_BYTES):
+
+        async def first() -> bytes:
+            work, raw = waiting.popleft()
+            frame = await work
+            body.spare(raw)
+            return self._packed(writer, frame)
+
+        async for raw in body.blocks(BLOCK_BYTES):
             total += len(raw)
             if total > self._limits.raw_bytes_max:
                 raise Refusal(413, "too_large", f"a stream may have {self._limits.raw_bytes_max} bytes")
-            waiting.append(self._run(_pack, raw, choose(raw), stream_id, index))
+            waiting.append((self._run(_pack, raw, choose(raw), stream_id, index), raw))
             index += 1
             if len(waiting) >= self._limits.in_work:
-                yield self._packed(writer, await waiting.popleft())
+                yield await first()
         while waiting:
-            yield self._packed(writer, await waiting.popleft())
+            yield await first()
         yield writer.end()
         self._telemetry.count("dwcp_compression_stream_raw_bytes_total", total, way="compress")
 
-    async def decompress(self, headers: Headers, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def decompress(self, headers: Headers, body: Body) -> AsyncIterator[bytes]:
         """A container to raw bytes, each block verified before it goes out."""
         most = int(
             asking.header(
@@ -195,12 +254,12 @@ class Streams:
             self._telemetry.count("dwcp_compression_refused_total", reason="invalid")
             raise
 
-    async def _unpacked(self, reader: Reader, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _unpacked(self, reader: Reader, body: Body) -> AsyncIterator[bytes]:
         waiting: deque[Awaitable[bytes]] = deque()
         taken = given = 0
-        async for piece in body:
+        async for piece in body.pieces():
             taken += len(piece)
-            for item in reader.feed(piece):
+            for item in reader.feed(cast("bytes", piece)):
                 if isinstance(item, Header | End):
                     continue
                 given += item.raw_size
@@ -219,7 +278,7 @@ class Streams:
         self._telemetry.count("dwcp_compression_stream_packed_bytes_total", len(frame), way="compress")
         return frame
 
-    def _chooser(self, headers: Headers) -> Callable[[bytes], Codec]:
+    def _chooser(self, headers: Headers) -> Callable[[memoryview], Codec]:
         name = headers.get("X-Codec", "auto")
         if name != "auto":
             try:
@@ -230,7 +289,7 @@ class Streams:
         rate_bps = asking.rate(headers)
         stream_id = headers.get("X-Stream-Id", "")[:200]
 
-        def choose(raw: bytes) -> Codec:
+        def choose(raw: memoryview) -> Codec:
             ask = Ask(len(raw), rate_bps, sample=_sample(raw), stream_id=stream_id)
             return self._decide(ask)[0].codec
 
@@ -257,24 +316,25 @@ def _answering(endpoint: StreamEndpoint) -> Callable[[], Awaitable[Response]]:
     return answer
 
 
-def _pack(raw: bytes, codec: Codec, stream_id: bytes, index: int) -> bytes:
-    return container.pack_block(raw, codec, stream_id=stream_id, index=index)
+def _pack(raw: memoryview, codec: Codec, stream_id: bytes, index: int) -> bytes:
+    # every codec reads any buffer: a test holds them to it
+    return container.pack_block(cast("bytes", raw), codec, stream_id=stream_id, index=index)
 
 
 def _unpack(block: PackedBlock) -> bytes:
     return block.unpack()
 
 
-def _sample(raw: bytes) -> bytes:
+def _sample(raw: memoryview) -> bytes:
     """Eight pieces spread over the block: archives and executables begin with headers."""
     if len(raw) <= _SAMPLE_BYTES:
-        return raw
+        return bytes(raw)
     piece = _SAMPLE_BYTES // 8
     stride = (len(raw) - piece) // 7
     return b"".join(raw[at * stride : at * stride + piece] for at in range(8))
 
 
-async def _blocks(body: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
+async def _blocks(body: AsyncIterator[bytes], size: int) -> AsyncIterator[memoryview]:
     """The same bytes in blocks of `size`, the last one shorter; each byte is copied once."""
     pieces: list[memoryview] = []
     held = 0
@@ -282,10 +342,10 @@ async def _blocks(body: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]
         rest = memoryview(piece)
         while held + len(rest) >= size:
             cut = size - held
-            yield b"".join([*pieces, rest[:cut]])
+            yield memoryview(b"".join([*pieces, rest[:cut]]))
             pieces, held, rest = [], 0, rest[cut:]
         if rest:
             pieces.append(rest)
             held += len(rest)
     if pieces:
-        yield b"".join(pieces)
+        yield memoryview(b"".join(pieces))

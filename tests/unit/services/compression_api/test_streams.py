@@ -7,6 +7,7 @@ import dataclasses
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import cast
 
 import httpx
 import pytest
@@ -146,3 +147,13 @@ def test_a_block_that_lies_about_its_size_is_refused(tmp_path: Path, codec: code
     answer = _send(tmp_path, DECOMPRESS_PATH, b"".join(stream))
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_stream")
+
+
+@pytest.mark.parametrize("codec", codecs.CODECS, ids=lambda codec: codec.name)
+def test_every_codec_packs_any_buffer(codec: codecs.Codec) -> None:
+    """Goal: a block that the socket wrote is packed where it is. Method: a view of a buffer and the same bytes."""
+    raw = DATA[-(2 << 20) - 5000 : -(2 << 20) + 5000]
+
+    packed = codec.pack(cast("bytes", memoryview(bytearray(raw))))
+
+    assert bytes(packed) == bytes(codec.pack(raw))
