@@ -27,7 +27,10 @@ CHANGING = ("POST", "PUT", "PATCH", "DELETE")
 # A POST here computes an answer from its body and changes nothing.
 QUESTIONS = ("predict", "batch", "explain", "simulate")
 PURE = {("compression-api", f"/api/v1/compression/{question}") for question in QUESTIONS}
-EXTENDER = ("/extender/filter", "/extender/prioritize")  # kube-scheduler reads a refusal in the answer's `Error`
+EXTENDER = (
+    "/extender/filter",
+    "/extender/prioritize",
+)  # kube-scheduler reads a refusal in the answer's `Error`
 PURE |= {("maddpg-allocator", path) for path in ("/v1/simulate", "/v1/whatif", *EXTENDER)}
 DATA = {("compression-api", "/api/v1/stream/compress")}  # any bytes are good bytes here
 GROWTH_BYTES_MAX = 64 << 20
