@@ -14,10 +14,11 @@ from dwcp.services.allocator import extender_routes, routes
 from dwcp.services.allocator.config import AllocatorConfig
 from dwcp.services.allocator.desk import Desk
 from dwcp.services.allocator.extender_routes import add_extender_routes
-from dwcp.services.allocator.model_routes import DEPLOY_PATH, Placers, add_model_routes
+from dwcp.services.allocator.placers import Placers
 from dwcp.services.allocator.rebalance_routes import PLAN_PATH, add_rebalance_routes
 from dwcp.services.allocator.stage import KIND, Stage
 from dwcp.services.allocator.watching import watch
+from dwcp.services.model_routes import DEPLOY_PATH, add_model_routes
 
 
 async def main(config: AllocatorConfig, process: Process) -> None:

@@ -22,7 +22,7 @@ from dwcp.services.compression_api.dictionaries import Dictionaries
 from dwcp.services.compression_api.dictionary_routes import DICTIONARIES_PATH, add_dictionary_routes
 from dwcp.services.compression_api.learned import Family
 from dwcp.services.compression_api.learned_selector import SelectorFamily
-from dwcp.services.compression_api.model_routes import DEPLOY_PATH, Models, add_model_routes
+from dwcp.services.compression_api.models import Models
 from dwcp.services.compression_api.outcomes import Outcomes
 from dwcp.services.compression_api.routes import (
     COMPRESSION_PREFIX,
@@ -34,6 +34,7 @@ from dwcp.services.compression_api.routes import (
 from dwcp.services.compression_api.stage import Stage
 from dwcp.services.compression_api.staging import Staging, own_module
 from dwcp.services.compression_api.streams import Limits, Streams
+from dwcp.services.model_routes import DEPLOY_PATH, add_model_routes
 
 
 async def main(config: CompressionConfig, process: Process, *, family: Family | None = None) -> None:

@@ -6,7 +6,7 @@ import base64
 import binascii
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -16,9 +16,8 @@ from dwcp.api.workloads import Shape
 from dwcp.compression import codecs
 from dwcp.compression.errors import UnknownCodec
 from dwcp.runtime.http import Refusal
+from dwcp.services import bodies
 from dwcp.services.compression_api.deciding import Ask, Objective
-
-B = TypeVar("B", bytes, bytearray)
 
 SAMPLE_BYTES_MAX = 64 << 10
 BODY_BYTES_MAX = 160 << 10  # a sample in base64 and the rest
@@ -86,7 +85,7 @@ _QUESTION = msgspec.json.Decoder(Question)
 
 async def question(request: Request) -> Ask:
     """A sample with headers, or one of the JSON forms, by the content type. Raises `Refusal`."""
-    return asked(request.headers, await bounded(request, BODY_BYTES_MAX))
+    return asked(request.headers, await bodies.bounded(request, BODY_BYTES_MAX))
 
 
 def asked(headers: Mapping[str, str], body: bytes) -> Ask:
@@ -139,22 +138,6 @@ def decode(body: bytes, shape: type[WhatIf] | type[Batch]) -> Any:  # Any: an in
         return msgspec.json.decode(body, type=shape)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
         raise Refusal(422, "malformed", f"the body is no {shape.__name__}: {exc}") from exc
-
-
-async def bounded(request: Request, most: int) -> bytes:
-    """The body; raises `Refusal` 413 as soon as it exceeds `most` bytes."""
-    data = bytearray()
-    async for piece in request.stream():
-        data += piece
-        fitting(data, most)
-    return bytes(data)
-
-
-def fitting(body: B, most: int) -> B:
-    """`body`; raises `Refusal` 413 where it exceeds `most` bytes."""
-    if len(body) > most:
-        raise Refusal(413, "too_large", f"this request may have {most} bytes")
-    return body
 
 
 def header(headers: Mapping[str, str], name: str, *, default: float, most: float) -> float:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from dwcp.compression.errors import BombRefused, TransferError
 from dwcp.runtime.http import Refusal, json_response, principal
 from dwcp.runtime.telemetry import Telemetry
-from dwcp.services.compression_api import asking
+from dwcp.services import bodies
 from dwcp.services.compression_api.admission import Admission
 from dwcp.services.compression_api.dictionaries import (
     DICTIONARY_BYTES_MAX,
@@ -39,7 +39,7 @@ def add_dictionary_routes(
     async def trained(request: Request) -> Response:
         tenant = _tenant(request)
         with admission:
-            body = await asking.bounded(request, _BODY_BYTES_MAX)
+            body = await bodies.bounded(request, _BODY_BYTES_MAX)
             try:
                 asked = msgspec.json.decode(body, type=Samples)
             except (msgspec.DecodeError, UnicodeDecodeError) as exc:
@@ -67,7 +67,7 @@ def add_dictionary_routes(
     async def _message(request: Request, work: Callable[[str, str, bytes], bytes], most: int) -> Response:
         tenant, digest = _tenant(request), request.path_params["digest"]
         admission.decisions()
-        body = await asking.bounded(request, most)
+        body = await bodies.bounded(request, most)
         try:
             found = await asyncio.to_thread(work, tenant, digest, body)
         except TransferError as exc:

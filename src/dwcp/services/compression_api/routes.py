@@ -72,7 +72,7 @@ async def _whole(receive: Receive) -> bytes:
         body += message.get("body", b"")
     if message["type"] == "http.disconnect":
         raise ClientDisconnect
-    return asking.fitting(body, asking.BODY_BYTES_MAX)
+    return bodies.fitting(body, asking.BODY_BYTES_MAX)
 
 
 def add_routes(app: FastAPI, desk: Desk, *, admission: Admission) -> None:
@@ -83,7 +83,7 @@ def add_routes(app: FastAPI, desk: Desk, *, admission: Admission) -> None:
         return json_response(desk.answer(await asking.question(request)))
 
     async def batch(request: Request) -> Response:
-        body = await asking.bounded(request, asking.BATCH_BYTES_MAX)
+        body = await bodies.bounded(request, asking.BATCH_BYTES_MAX)
         asked: asking.Batch = asking.decode(body, asking.Batch)
         admission.decisions(len(asked.items))
         answers = desk.batch(asked.items)
@@ -95,7 +95,7 @@ def add_routes(app: FastAPI, desk: Desk, *, admission: Admission) -> None:
         return json_response(desk.explain(await asking.question(request)))
 
     async def simulate(request: Request) -> Response:
-        body = await asking.bounded(request, asking.BODY_BYTES_MAX)
+        body = await bodies.bounded(request, asking.BODY_BYTES_MAX)
         asked: asking.WhatIf = asking.decode(body, asking.WhatIf)
         admission.decisions(max(1, len(asked.bandwidths_bps)))
         return json_response(desk.simulate(asked))

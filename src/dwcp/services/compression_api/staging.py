@@ -25,13 +25,13 @@ from dwcp.compression.calibration import reference_blocks
 from dwcp.models.artefact import Made
 from dwcp.models.lifecycle import GateClosed, Lifecycle
 from dwcp.runtime.config import Address, dump
-from dwcp.runtime.errors import RuntimeFault
 from dwcp.runtime.keys import create_sign_key
 from dwcp.runtime.layout import ensure
 from dwcp.runtime.registry import Kind, Registry
 from dwcp.runtime.tokens import Role, TokenBook
 from dwcp.services.compression_api.asking import SAMPLE_BYTES_MAX
 from dwcp.services.compression_api.config import CompressionConfig
+from dwcp.services.model_routes import StagingFailed
 
 SELECTION_S_MAX = 0.002  # median of one decision
 SECONDS_MAX = 38.0  # start, gates and end; the command line waits 45
@@ -40,10 +40,6 @@ _ANSWER_S_MAX = 10.0
 _END_S_MAX = 5.0
 _API = "/api/v1/"
 _TOTAL = 1 << 26
-
-
-class StagingFailed(RuntimeFault):
-    """The staging instance did not start, ended, or answered wrongly: the message names its log. Nothing changed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,9 @@ from dwcp.models.lifecycle import Verdict, Word
 from dwcp.runtime.clock import ManualClock
 from dwcp.runtime.config import environment
 from dwcp.runtime.http import Health, application
-from dwcp.services.allocator.model_routes import Placers, add_model_routes
+from dwcp.services.allocator.placers import Placers
 from dwcp.services.allocator.routes import add_routes
+from dwcp.services.model_routes import add_model_routes
 
 
 class App:

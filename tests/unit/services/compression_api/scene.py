@@ -33,11 +33,12 @@ from dwcp.services.compression_api.desk import Desk
 from dwcp.services.compression_api.dictionaries import Dictionaries
 from dwcp.services.compression_api.dictionary_routes import DICTIONARIES_PATH, add_dictionary_routes
 from dwcp.services.compression_api.learned import Family
-from dwcp.services.compression_api.model_routes import DEPLOY_PATH, Models, add_model_routes
+from dwcp.services.compression_api.models import Models
 from dwcp.services.compression_api.outcomes import Outcomes
 from dwcp.services.compression_api.routes import COMPRESSION_PREFIX, PURE_PATHS, Front, add_routes
 from dwcp.services.compression_api.stage import Stage
 from dwcp.services.compression_api.streams import Limits, Streams
+from dwcp.services.model_routes import DEPLOY_PATH, add_model_routes
 
 SPEEDS = {codec.name: Speed(2e9 / (1 + codec.wire) ** 2.5, 4e9 / (1 + codec.wire)) for codec in CODECS}
 CALIBRATION = Calibration("host", 0.1, SPEEDS)

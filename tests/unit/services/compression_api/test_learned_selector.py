@@ -18,7 +18,7 @@ from dwcp.models.shadow import Verdict
 from dwcp.runtime.clock import ManualClock
 from dwcp.services.compression_api.deciding import Ask, Objective
 from dwcp.services.compression_api.learned_selector import SelectorFamily
-from dwcp.services.compression_api.model_routes import Models
+from dwcp.services.compression_api.models import Models
 from dwcp.services.compression_api.routes import PREDICT_PATH
 
 FAMILY = SelectorFamily()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
-from fastapi import FastAPI, Request, Response
 
 from dwcp.api import models as api
 from dwcp.consensus.core.machine import Signer
@@ -15,13 +14,8 @@ from dwcp.models import artefact
 from dwcp.models.artefact import Made, ModelRefused
 from dwcp.models.lifecycle import GateClosed, Lifecycle
 from dwcp.runtime.clock import Clock
-from dwcp.runtime.http import Refusal, json_response
-from dwcp.runtime.registry import NoSuchModel, Registry
-from dwcp.services import bodies
+from dwcp.runtime.registry import Registry
 from dwcp.services.allocator.stage import KIND, Stage
-
-MODELS_PATH = "/" + "/".join(api.PREFIX)
-DEPLOY_PATH = MODELS_PATH + "/deploy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +44,11 @@ class Placers:
             drifted=self.stage.drift.changed,
             trouble=self.stage.trouble,
         )
+
+    def show(self, prefix: str) -> api.Shown:
+        """Raises `NoSuchModel`, `ModelRefused`. Blocking."""
+        found = self.registry.load(self.registry.resolve(prefix))
+        return api.Shown(found.digest, msgspec.Raw(msgspec.json.encode(found.manifest)))
 
     async def deploy(self, upload: api.Upload) -> api.Changed:
         """To staging. Raises `ModelRefused`, `GateClosed`; nothing has changed then."""
@@ -123,51 +122,3 @@ class Placers:
             return api.Model(digest, manifest.version, manifest.figures, held)
         verdict, samples, at_ms = word.verdict.value, word.samples, word.at_ms
         return api.Model(digest, manifest.version, manifest.figures, held, verdict, samples, at_ms)
-
-
-def add_model_routes(app: FastAPI, placers: Placers) -> None:
-    """Mounts the routes under `MODELS_PATH`."""
-
-    async def listed(_request: Request) -> Response:
-        return json_response(await asyncio.to_thread(placers.view))
-
-    async def shown(request: Request) -> Response:
-        registry = placers.registry
-        found = await asyncio.to_thread(
-            lambda: registry.load(registry.resolve(request.path_params["digest"]))
-        )
-        return json_response(api.Shown(found.digest, msgspec.Raw(msgspec.json.encode(found.manifest))))
-
-    async def deployed(request: Request) -> Response:
-        return json_response(await placers.deploy(await bodies.read(request, api.Upload)))
-
-    async def tried(request: Request) -> Response:
-        return json_response(await placers.canary(await bodies.read(request, api.Step)))
-
-    async def withdrawn(request: Request) -> Response:
-        return json_response(await placers.roll_back(await bodies.read(request, api.Step)))
-
-    for path, route, method in (
-        (MODELS_PATH, listed, "GET"),
-        (MODELS_PATH + "/{digest}", shown, "GET"),
-        (DEPLOY_PATH, deployed, "POST"),
-        (MODELS_PATH + "/canary", tried, "POST"),
-        (MODELS_PATH + "/rollback", withdrawn, "POST"),
-    ):
-        app.add_api_route(path, _guarded(route), methods=[method], response_model=None)
-
-
-def _guarded(route: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    """Faults of models and gates as answers."""
-
-    async def answered(request: Request) -> Response:
-        try:
-            return await route(request)
-        except GateClosed as exc:
-            raise Refusal(409, "gate_closed", str(exc)) from exc
-        except ModelRefused as exc:
-            raise Refusal(422, "model_refused", str(exc)) from exc
-        except NoSuchModel as exc:
-            raise Refusal(404, "no_such_model", str(exc)) from exc
-
-    return answered

@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
-from fastapi import FastAPI
-from starlette.requests import Request
-from starlette.responses import Response
 
 from dwcp.api import models as api
 from dwcp.compression.calibration import Calibration, reference_blocks
@@ -20,17 +17,12 @@ from dwcp.models import artefact
 from dwcp.models.artefact import Artefact, Made, ModelRefused
 from dwcp.models.lifecycle import GateClosed, Lifecycle
 from dwcp.runtime.clock import Clock
-from dwcp.runtime.http import Refusal, json_response
-from dwcp.runtime.registry import NoSuchModel, Registry
-from dwcp.services import bodies
-from dwcp.services.compression_api import asking
+from dwcp.runtime.registry import Registry
 from dwcp.services.compression_api.deciding import Ask
 from dwcp.services.compression_api.learned import NAME, Family
 from dwcp.services.compression_api.stage import Stage
-from dwcp.services.compression_api.staging import RATES_BPS, SELECTION_S_MAX, Staging, StagingFailed
+from dwcp.services.compression_api.staging import RATES_BPS, SELECTION_S_MAX, Staging
 
-MODELS_PATH = "/" + "/".join(api.PREFIX)
-DEPLOY_PATH = MODELS_PATH + "/deploy"
 WORSE_MAX = 0.005  # half a point of regret: as near as a second measurement comes
 
 
@@ -169,57 +161,6 @@ def tried(family: Family, model: Artefact, calibration: Calibration) -> float:
             f"a decision takes it {middle * 1e3:.1f} ms, {SELECTION_S_MAX * 1e3:.0f} ms are allowed"
         )
     return middle
-
-
-def add_model_routes(app: FastAPI, models: Models) -> None:
-    """Mounts the routes under `MODELS_PATH`."""
-
-    async def listed(_request: Request) -> Response:
-        return json_response(await asyncio.to_thread(models.view))
-
-    async def shown(request: Request) -> Response:
-        return json_response(await asyncio.to_thread(models.show, request.path_params["digest"]))
-
-    async def deployed(request: Request) -> Response:
-        body = await asking.bounded(request, api.UPLOAD_BYTES_MAX)
-        try:
-            upload = msgspec.json.decode(body, type=api.Upload)
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-            raise Refusal(422, "malformed", f"the body is no Upload: {exc}") from exc
-        return json_response(await models.deploy(upload))
-
-    async def tried_on_some(request: Request) -> Response:
-        return json_response(await models.canary(await bodies.read(request, api.Step)))
-
-    async def withdrawn(request: Request) -> Response:
-        return json_response(await models.roll_back(await bodies.read(request, api.Step)))
-
-    for path, route, method in (
-        (MODELS_PATH, listed, "GET"),
-        (MODELS_PATH + "/{digest}", shown, "GET"),
-        (DEPLOY_PATH, deployed, "POST"),
-        (MODELS_PATH + "/canary", tried_on_some, "POST"),
-        (MODELS_PATH + "/rollback", withdrawn, "POST"),
-    ):
-        app.add_api_route(path, _guarded(route), methods=[method], response_model=None)
-
-
-def _guarded(route: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    """Faults of models and gates as answers."""
-
-    async def answered(request: Request) -> Response:
-        try:
-            return await route(request)
-        except GateClosed as exc:
-            raise Refusal(409, "gate_closed", str(exc)) from exc
-        except ModelRefused as exc:
-            raise Refusal(422, "model_refused", str(exc)) from exc
-        except StagingFailed as exc:
-            raise Refusal(424, "staging_failed", str(exc)) from exc
-        except NoSuchModel as exc:
-            raise Refusal(404, "no_such_model", str(exc)) from exc
-
-    return answered
 
 
 def _roles(state: Lifecycle) -> api.Roles:
