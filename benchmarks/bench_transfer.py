@@ -19,6 +19,7 @@ import argparse
 import bz2
 import json
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -78,14 +79,19 @@ class Runs:
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves no namespace and no folder behind
     arguments = parse()
     problem = links.reason() or missing_program()
     if problem:
         print(problem, file=sys.stderr)
         print(json.dumps({"verdict": "unknown", "reason": problem}))
         return 3
-    with tempfile.TemporaryDirectory(prefix="dwcp-transfer-", dir=arguments.scratch) as folder:
-        report = measure(Path(folder), arguments)
+    try:
+        with tempfile.TemporaryDirectory(prefix="dwcp-transfer-", dir=arguments.scratch) as folder:
+            report = measure(Path(folder), arguments)
+    except KeyboardInterrupt:
+        print("interrupted; with --cache FILE the same command goes on", file=sys.stderr)
+        return 75
     print(json.dumps(report) if arguments.json else json.dumps(report, indent=2))
     return 0
 
