@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from dwcp.compression.model_shipped import shipped
 from dwcp.compression.selector import Selector, selection_seconds
 from dwcp.compression.table import TIER, Table
 from dwcp.runtime.choosing_learned import PROBE_ABOVE_BPS, Chosen, LearnedChooser, Told
+from dwcp.runtime.durable import replace_private
 
 RATE_CHANGE = 1.5  # the table is asked again at once where the link's rate has changed by more
 _SEGMENT_PACKS = 4  # and after so many packs
@@ -136,10 +138,6 @@ def calibrated(data_dir: Path) -> Calibration:
     if cached is not None:
         return cached
     measured = calibrations.measure(host=host)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(calibrations.dump(measured))
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        replace_private(path, calibrations.dump(measured))
     return measured
