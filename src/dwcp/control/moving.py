@@ -7,7 +7,7 @@ is the workload placed again. A move needs no lease to run out, and where an age
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from dwcp.api.allocator import NodeState
 from dwcp.api.rebalance import WAITING_MAX, Budget, Move, PlanRequest, Rebalance, Standing, Waiting, Work
@@ -88,6 +88,20 @@ def leaving(inventory: Inventory, node: str) -> list[WorkloadEntry]:
     return [entry for entry in inventory.active() if entry.state.node == node and movable(entry)]
 
 
+def node_states(nodes: Iterable[NodeEntry], unreachable: Container[str]) -> tuple[NodeState, ...]:
+    """The nodes as a placer is told of them: what cannot be reached is down."""
+    return tuple(
+        NodeState(
+            name=entry.name,
+            site=entry.node.site,
+            capacity=entry.node.capacity,
+            allocation=entry.allocation,
+            status=NodeStatus.DOWN if entry.name in unreachable else entry.node.status,
+        )
+        for entry in nodes
+    )
+
+
 def request(
     inventory: Inventory,
     *,
@@ -100,16 +114,7 @@ def request(
     nodes = inventory.nodes()
     waiting = [entry for entry in inventory.active() if entry.state.state is State.PENDING]
     return PlanRequest(
-        nodes=tuple(
-            NodeState(
-                name=entry.name,
-                site=entry.node.site,
-                capacity=entry.node.capacity,
-                allocation=entry.allocation,
-                status=NodeStatus.DOWN if entry.name in unreachable else entry.node.status,
-            )
-            for entry in nodes
-        ),
+        nodes=node_states(nodes, unreachable),
         work=tuple(_work(inventory, [node for node in nodes if not leave or node.name in leave])),
         waiting=tuple(
             Waiting(entry.id, demand_of(entry.spec.job), entry.spec.job.priority, entry.spec.job.place.site)

@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from dwcp.allocation.decide import decide as propose_locally
-from dwcp.api.allocator import NodeState, PlaceAnswer, PlaceRequest
+from dwcp.api.allocator import PlaceAnswer, PlaceRequest
 from dwcp.api.kv import Compare, Range, Relation, Target, Txn
 from dwcp.api.manager import EventKind, Report, StoredReceipt, Submission
 from dwcp.api.rebalance import Order, Plan, RebalanceView, Wish
@@ -259,16 +259,7 @@ class Coordinator:
     def _request(self, workload: WorkloadEntry) -> PlaceRequest:
         job, payload = workload.spec.job, workload.spec.payload
         unreachable = self._unreachable()
-        nodes = tuple(
-            NodeState(
-                name=entry.name,
-                site=entry.node.site,
-                capacity=entry.node.capacity,
-                allocation=entry.allocation,
-                status=NodeStatus.DOWN if entry.name in unreachable else entry.node.status,
-            )
-            for entry in self.inventory.nodes()
-        )
+        nodes = moving.node_states(self.inventory.nodes(), unreachable)
         return PlaceRequest(
             workload=workload.id,
             demand=demand_of(job),
