@@ -38,9 +38,9 @@ import zstandard
 import links
 import mixes
 from dwcp.compression.codecs import CODECS
+from dwcp.runtime.authority import create_authority, issue
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.clock import SystemClock
-from dwcp.runtime.keys import create_authority, issue
 from dwcp.runtime.trees import capture
 from links import FAR, Link
 

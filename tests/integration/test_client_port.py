@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from dwcp.runtime.authority import create_authority, issue
 from dwcp.runtime.client_port import ClientPort
 from dwcp.runtime.clock import SystemClock
 from dwcp.runtime.config import TlsFiles
 from dwcp.runtime.frames import packet
-from dwcp.runtime.keys import client_context, create_authority, issue, server_context
+from dwcp.runtime.keys import client_context, server_context
 from dwcp.runtime.transport import LinkCounters
 
 pytestmark = pytest.mark.process

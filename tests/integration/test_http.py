@@ -17,6 +17,7 @@ import uvloop
 from fastapi import Request, Response
 
 from dwcp.runtime import http, keys
+from dwcp.runtime.authority import create_authority, issue
 from dwcp.runtime.errors import AddressTaken
 from dwcp.runtime.layout import Layout
 from dwcp.runtime.principals import Grant
@@ -39,9 +40,9 @@ def layout(tmp_path: Path) -> Layout:
     """Certificates of two processes and two tokens."""
     layout = Layout(tmp_path)
     now_ms = time.time_ns() // 1_000_000
-    authority = keys.create_authority(layout.authority, name="test", now_ms=now_ms)
+    authority = create_authority(layout.authority, name="test", now_ms=now_ms)
     for name in ("server", "agent", "operator", "granted-one"):
-        keys.issue(authority, layout.keys(name), name=name, hosts=(HOST,), now_ms=now_ms)
+        issue(authority, layout.keys(name), name=name, hosts=(HOST,), now_ms=now_ms)
     return layout
 
 
@@ -118,8 +119,8 @@ def test_who_may_change_state(layout: Layout) -> None:
 def test_mutual_port_refuses_strangers(layout: Layout) -> None:
     """Goal: no request without a certificate of the installation. Method: plain text, no and foreign certificates."""
     other = Layout(layout.root / "other")
-    authority = keys.create_authority(other.authority, name="other", now_ms=time.time_ns() // 1_000_000)
-    keys.issue(authority, other.keys("x"), name="x", hosts=(HOST,), now_ms=time.time_ns() // 1_000_000)
+    authority = create_authority(other.authority, name="other", now_ms=time.time_ns() // 1_000_000)
+    issue(authority, other.keys("x"), name="x", hosts=(HOST,), now_ms=time.time_ns() // 1_000_000)
     foreign = keys.client_context(other.tls("x"))
     foreign.check_hostname, foreign.verify_mode = False, ssl.CERT_NONE
     bare = ssl.create_default_context(cafile=str(layout.authority_certificate))

@@ -15,6 +15,7 @@ import uvloop
 from blake3 import blake3
 
 from dwcp.runtime import http, keys
+from dwcp.runtime.authority import create_authority, issue
 from dwcp.runtime.bodies import BLOCKS
 from dwcp.runtime.layout import Layout
 from dwcp.runtime.telemetry import Telemetry
@@ -106,9 +107,9 @@ def test_requests_around_a_lent_body(tmp_path: Path, secure: bool) -> None:
     pipelined behind them, pieces with pauses, `100 Continue`; on both listeners."""
     layout = Layout(tmp_path)
     now_ms = time.time_ns() // 1_000_000
-    authority = keys.create_authority(layout.authority, name="test", now_ms=now_ms)
+    authority = create_authority(layout.authority, name="test", now_ms=now_ms)
     for name in ("server", "agent"):
-        keys.issue(authority, layout.keys(name), name=name, hosts=(HOST,), now_ms=now_ms)
+        issue(authority, layout.keys(name), name=name, hosts=(HOST,), now_ms=now_ms)
     context = keys.client_context(layout.tls("agent")) if secure else None
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve_and(layout, context))

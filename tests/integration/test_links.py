@@ -17,9 +17,9 @@ import pytest
 from benchmarks import links
 
 from dwcp.compression.codecs import by_name
+from dwcp.runtime.authority import create_authority, issue
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.clock import SystemClock
-from dwcp.runtime.keys import create_authority, issue
 
 pytestmark = [
     pytest.mark.process,

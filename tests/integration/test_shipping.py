@@ -22,12 +22,12 @@ import pytest
 
 from dwcp.compression import manifest as m
 from dwcp.compression.errors import PayloadChanged, TransferError
+from dwcp.runtime.authority import Authority, create_authority, issue
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.clock import SystemClock
 from dwcp.runtime.config import TlsFiles
 from dwcp.runtime.failpoints import POINTS
 from dwcp.runtime.http import client
-from dwcp.runtime.keys import Authority, create_authority, issue
 from dwcp.runtime.payloads import Handed, upload
 from dwcp.runtime.shipping import download
 from dwcp.runtime.trees import capture, materialise, read_tree

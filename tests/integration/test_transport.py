@@ -14,10 +14,11 @@ import pytest
 import uvloop
 
 from dwcp.consensus.crypto import codec
+from dwcp.runtime.authority import create_authority, issue
 from dwcp.runtime.clock import SystemClock
 from dwcp.runtime.config import TlsFiles
 from dwcp.runtime.frames import packet
-from dwcp.runtime.keys import client_context, create_authority, fingerprint, issue, server_context
+from dwcp.runtime.keys import client_context, fingerprint, server_context
 from dwcp.runtime.transport import Hello, Identity, Peer, PeerLinks
 
 CHAIN = b"c" * 32

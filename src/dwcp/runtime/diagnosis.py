@@ -15,7 +15,8 @@ import msgspec
 
 from dwcp.api.health import Verdict, worst
 from dwcp.consensus.core.errors import CoreError
-from dwcp.runtime import installation, keys
+from dwcp.runtime import authority as authorities
+from dwcp.runtime import installation
 from dwcp.runtime.clock import Clock
 from dwcp.runtime.config import Environment
 from dwcp.runtime.errors import RuntimeFault
@@ -187,10 +188,8 @@ def _services(layout: Layout, clock: Clock) -> list[Finding]:
 
 
 def _expiry(layout: Layout, names: list[str], now_ms: int) -> Finding:
-    ends = {
-        name: int(keys.load_certificate(layout.tls(name).certificate).not_valid_after_utc.timestamp() * 1000)
-        for name in names
-    }
+    found = {name: authorities.load_certificate(layout.tls(name).certificate) for name in names}
+    ends = {name: int(one.not_valid_after_utc.timestamp() * 1000) for name, one in found.items()}
     first = min(ends, key=lambda name: ends[name])
     days = (ends[first] - now_ms) // _DAY_MS
     detail = f"the first to expire is that of {first}, in {days} days"

@@ -112,10 +112,12 @@ def ledger_clients(world: World) -> tuple[str, ...]:
 
 
 def _make(layout: Layout, world: World, *, now_ms: int) -> None:
+    from dwcp.runtime import authority as authorities  # here alone: every command loads this module
+
     ensure(layout.root)
-    authority = keys.create_authority(layout.authority, name=world.name, now_ms=now_ms)
+    authority = authorities.create_authority(layout.authority, name=world.name, now_ms=now_ms)
     for name, hosts in identities(world).items():
-        keys.issue(authority, layout.keys(name), name=name, hosts=hosts, now_ms=now_ms)
+        authorities.issue(authority, layout.keys(name), name=name, hosts=hosts, now_ms=now_ms)
     names = (*map(replica_name, range(len(world.replicas))), *ledger_clients(world))
     public = {name: keys.create_sign_key(layout.sign_key(name)).public for name in names}
     token = TokenBook(layout.tokens).create(OPERATOR, Role.ADMIN, now_ms=now_ms)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from dwcp.consensus.ledger.genesis import load as load_genesis
-from dwcp.runtime import installation, keys
+from dwcp.runtime import authority as authorities
+from dwcp.runtime import installation
 from dwcp.runtime.errors import Contradiction, KeyUnusable, RuntimeFault
 from dwcp.runtime.layout import Layout
 from dwcp.runtime.world import default_world
@@ -63,11 +64,13 @@ def swap_keys(layout: Layout) -> None:
 
 
 def foreign_certificate(layout: Layout) -> None:
-    authority = keys.load_authority(layout.authority)
+    authority = authorities.load_authority(layout.authority)
     shutil.rmtree(layout.keys("probft-3") / "tls.crt", ignore_errors=True)
     for name in ("tls.crt", "tls.key"):
         (layout.keys("probft-3") / name).unlink()
-    keys.issue(authority, layout.keys("probft-3"), name="probft-3", hosts=("127.77.1.3",), now_ms=NOW_MS)
+    authorities.issue(
+        authority, layout.keys("probft-3"), name="probft-3", hosts=("127.77.1.3",), now_ms=NOW_MS
+    )
 
 
 def edit(old: str, new: str) -> Callable[[Layout], None]:

@@ -6,9 +6,11 @@ import ssl
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.hashes import SHA256
 
 from dwcp.consensus.crypto.signatures import verify
 from dwcp.runtime import keys
+from dwcp.runtime.authority import create_authority, issue, load_certificate
 from dwcp.runtime.config import TlsFiles
 from dwcp.runtime.errors import KeyUnusable
 from dwcp.runtime.layout import Layout
@@ -18,8 +20,8 @@ NOW_MS = 1_790_000_000_000
 
 def installation(folder: Path, name: str = "one") -> TlsFiles:
     layout = Layout(folder)
-    authority = keys.create_authority(layout.authority, name="test", now_ms=NOW_MS)
-    keys.issue(authority, layout.keys(name), name=name, hosts=("127.0.0.1", "hub"), now_ms=NOW_MS)
+    authority = create_authority(layout.authority, name="test", now_ms=NOW_MS)
+    issue(authority, layout.keys(name), name=name, hosts=("127.0.0.1", "hub"), now_ms=NOW_MS)
     return layout.tls(name)
 
 
@@ -83,10 +85,39 @@ def test_key_of_another_certificate_is_refused(tmp_path: Path) -> None:
         keys.server_context(TlsFiles(certificate=one.certificate, key=other.key, authority=one.authority))
 
 
-def test_damaged_certificate_is_a_sentence(tmp_path: Path) -> None:
-    """Goal: no traceback for a broken PEM. Method: cut a certificate short."""
-    files = installation(tmp_path)
-    files.certificate.write_bytes(files.certificate.read_bytes()[:80])
+def _damaged(pem: bytes) -> list[bytes]:
+    """Cut short, a line lost, another kind of file, text that is no base64, nothing."""
+    lines = pem.splitlines(keepends=True)
+    begin, end = lines[0], lines[-1]
+    return [
+        pem[:80],
+        b"".join(lines[:2] + lines[3:]),
+        b"\xff" * 90,
+        begin + b"AA\xff*\n" + end,
+        begin + end,
+        b"",
+    ]
 
+
+@pytest.mark.parametrize("which", range(6))
+def test_damaged_certificate_is_a_sentence(tmp_path: Path, which: int) -> None:
+    """Goal: no traceback for a broken PEM, and none of it is pinned. Method: damage a certificate in all ways."""
+    files = installation(tmp_path)
+    files.certificate.write_bytes(_damaged(files.certificate.read_bytes())[which])
+
+    for use in (lambda: keys.client_context(files), lambda: keys.fingerprint(files.certificate)):
+        with pytest.raises(KeyUnusable, match="not a certificate in PEM"):
+            use()
     with pytest.raises(KeyUnusable, match="not a certificate in PEM"):
-        keys.client_context(files)
+        load_certificate(files.certificate)
+
+
+def test_fingerprint_is_that_of_the_certificate_itself(tmp_path: Path) -> None:
+    """Goal: what genesis pins does not depend on who reads the file. Method: another library's digest, and text
+    before the certificate, as some tools write it."""
+    files = installation(tmp_path)
+    expected = load_certificate(files.certificate).fingerprint(SHA256())
+    found = keys.fingerprint(files.certificate)
+    files.certificate.write_bytes(b"subject=CN = one\n" + files.certificate.read_bytes())
+
+    assert found == keys.fingerprint(files.certificate) == expected
