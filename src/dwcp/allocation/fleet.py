@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dwcp.allocation.errors import FleetMalformed as FleetMalformed
 from dwcp.api.allocator import NodeState
 from dwcp.api.workloads import Capacity
 
@@ -22,10 +23,6 @@ Bools = npt.NDArray[np.bool_]
 
 RESOURCES = ("cpu_milli", "memory_mib", "storage_mib", "bandwidth_mbps")
 QUANTITY_MAX = 2**40  # keeps every sum below far away from the end of int64
-
-
-class FleetMalformed(ValueError):
-    """The request describes nodes that cannot be: correct the named node's numbers."""
 
 
 @dataclass(frozen=True, slots=True)

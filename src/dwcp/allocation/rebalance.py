@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 
 from dwcp.allocation.env.weights import CORE_HOUR_USD, PRIORITY_FACTOR, WEIGHTS
+from dwcp.allocation.errors import PlanRefused as PlanRefused
 from dwcp.allocation.feasibility import enough
 from dwcp.allocation.fleet import Bools, FleetMalformed, Floats, Ints, fleet_of, quantities
 from dwcp.api.allocator import NODES_MAX
@@ -48,10 +49,6 @@ DOLLAR_DIGITS = 9
 
 EVERY = slice(None)
 Step = list[tuple[int, int]]  # (row of the work, row of the target), carried out together
-
-
-class PlanRefused(ValueError):
-    """The plan cannot be carried out, or gains nothing: the sentence names the first move that is wrong."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from dwcp.runtime.principals import AGENTS, Grant
 from dwcp.runtime.process import Process, run
 from dwcp.services.manager.config import ManagerConfig
 from dwcp.services.manager.coordinator import Coordinator
-from dwcp.services.manager.dependencies import AllocatorOrLocal, Dependencies, PlannerOrLocal
+from dwcp.services.manager.dependencies import AllocatorOrLocal, Dependencies
 from dwcp.services.manager.events import Events
 from dwcp.services.manager.ledger import LedgerPort
 from dwcp.services.manager.loop import Loop, targets
@@ -55,17 +55,17 @@ async def _serve(
     def noted(problem: str) -> None:
         process.log.warning("allocator.failed", error=problem)
 
+    allocator = AllocatorOrLocal(
+        dependencies,
+        url=config.allocator,
+        timeout_s=config.allocator_timeout_ms / 1000,
+        plan_timeout_s=config.plan_timeout_ms / 1000,
+        noted=noted,
+    )
     coordinator = Coordinator(
         log=port,
-        placer=AllocatorOrLocal(
-            dependencies,
-            url=config.allocator,
-            timeout_s=config.allocator_timeout_ms / 1000,
-            noted=noted,
-        ),
-        planner=PlannerOrLocal(
-            dependencies, url=config.allocator, timeout_s=config.plan_timeout_ms / 1000, noted=noted
-        ),
+        placer=allocator,
+        planner=allocator,
         limits=MoveLimits(at_once=config.moves_at_once, bytes_at_once=config.moves_bytes_at_once),
         receipts=receipts,
         events=events,

@@ -12,7 +12,6 @@ from typing import Any
 
 import structlog
 
-from dwcp.allocation.decide import decide as propose_locally
 from dwcp.api.allocator import PlaceAnswer, PlaceRequest
 from dwcp.api.kv import Compare, Range, Relation, Target, Txn
 from dwcp.api.manager import EventKind, Report, StoredReceipt, Submission
@@ -49,6 +48,7 @@ from dwcp.control.reconcile import (
 from dwcp.control.recovery import Recovery
 from dwcp.runtime.failpoints import failpoint
 from dwcp.runtime.telemetry import Telemetry
+from dwcp.services.manager import rules
 from dwcp.services.manager.events import Events
 from dwcp.services.manager.moves import MoveLimits, Moves, OwnRules, Planner
 from dwcp.services.manager.ports import Committed, ControlLog, Placer, ReceiptStore, ReceiptUnwanted
@@ -252,7 +252,7 @@ class Coordinator:
         """`alone`: by this manager's own rules, where the allocator's proposals kept failing."""
         failpoint("manager.propose.before")
         wanted = self._request(workload)
-        answer = propose_locally(wanted, fallback=True) if alone else await self._placer.place(wanted)
+        answer = rules.propose(wanted) if alone else await self._placer.place(wanted)
         failpoint("manager.propose.after")
         return answer
 

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 import httpx
 import msgspec
 
-from dwcp.allocation.decide import decide as propose_locally
-from dwcp.allocation.rebalance import plan as plan_locally
 from dwcp.api import agent as agent_api
 from dwcp.api import allocator as allocator_api
 from dwcp.api import rebalance as rebalance_api
@@ -21,6 +19,7 @@ from dwcp.control.breaker import Breaker, BreakerLimits, BreakerState
 from dwcp.control.health import Condition, Observation, Watchlist
 from dwcp.runtime.clock import Clock
 from dwcp.runtime.telemetry import Telemetry
+from dwcp.services.manager import rules
 
 ANSWER_BYTES_MAX = 8 * 1024 * 1024
 PROBE_TIMEOUT_S = 3.0
@@ -170,56 +169,48 @@ class Dependencies:
 
 
 class AllocatorOrLocal:
-    """The placer: the allocator if it answers in time, else the same rules computed here, saying so."""
+    """Placer and planner: the allocator if it answers in time, else the same rules computed here, saying so."""
 
     def __init__(
-        self, dependencies: Dependencies, *, url: str, timeout_s: float, noted: Callable[[str], None]
+        self,
+        dependencies: Dependencies,
+        *,
+        url: str,
+        timeout_s: float,
+        plan_timeout_s: float,
+        noted: Callable[[str], None],
     ) -> None:
         self._dependencies = dependencies
         self._url = url
         self._timeout_s = timeout_s
+        self._plan_timeout_s = plan_timeout_s
         self._noted = noted
 
     async def place(self, wanted: PlaceRequest) -> PlaceAnswer:
         try:
-            body = await self._dependencies.call(
-                ALLOCATOR, self._url, allocator_api.place(wanted), timeout_s=self._timeout_s
-            )
-            return answer(PlaceAnswer, body)
+            return answer(PlaceAnswer, await self._call(allocator_api.place(wanted), self._timeout_s))
         except (DependencyFailed, AnswerMalformed) as exc:
             self._noted(str(exc))
-            return propose_locally(wanted, fallback=True)
+            return rules.propose(wanted)
 
     async def release(self, workload: str) -> None:
         """Best effort: a reservation ends by itself."""
         try:
-            wanted = allocator_api.release(workload)
-            await self._dependencies.call(ALLOCATOR, self._url, wanted, timeout_s=self._timeout_s)
+            await self._call(allocator_api.release(workload), self._timeout_s)
         except DependencyFailed as exc:
             self._noted(str(exc))
 
-
-class PlannerOrLocal:
-    """The planner: the allocator if it answers in time, else the same rules computed here, saying so."""
-
-    def __init__(
-        self, dependencies: Dependencies, *, url: str, timeout_s: float, noted: Callable[[str], None]
-    ) -> None:
-        self._dependencies = dependencies
-        self._url = url
-        self._timeout_s = timeout_s
-        self._noted = noted
-
     async def plan(self, wanted: PlanRequest) -> Plan:
         try:
-            request = rebalance_api.plan(wanted)
-            body = await self._dependencies.call(ALLOCATOR, self._url, request, timeout_s=self._timeout_s)
-            return answer(Plan, body)
+            return answer(Plan, await self._call(rebalance_api.plan(wanted), self._plan_timeout_s))
         except (DependencyFailed, AnswerMalformed) as exc:
             self._noted(str(exc))
             return await self.own(wanted, because="the allocator did not answer")
 
     async def own(self, wanted: PlanRequest, *, because: str) -> Plan:
         """In a thread: placements and watches go on beside it."""
-        made = await asyncio.to_thread(plan_locally, wanted)
+        made = await asyncio.to_thread(rules.plan, wanted)
         return msgspec.structs.replace(made, policy=f"greedy (manager's own: {because})")
+
+    async def _call(self, wanted: Request, timeout_s: float) -> bytes:
+        return await self._dependencies.call(ALLOCATOR, self._url, wanted, timeout_s=timeout_s)

@@ -13,9 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from dwcp.allocation.fleet import FleetMalformed
-from dwcp.allocation.rebalance import PlanRefused, judge
-from dwcp.allocation.rebalance import plan as own_plan
+from dwcp.allocation.errors import FleetMalformed, PlanRefused
 from dwcp.api.kv import Txn
 from dwcp.api.rebalance import (
     BYTES_MAX,
@@ -36,6 +34,7 @@ from dwcp.control.inventory import Inventory, WorkloadEntry
 from dwcp.control.reconcile import MOVES_AT_ONCE
 from dwcp.runtime.failpoints import failpoint
 from dwcp.runtime.telemetry import Telemetry
+from dwcp.services.manager import rules
 from dwcp.services.manager.ports import Committed
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
@@ -58,10 +57,10 @@ class OwnRules:
     """A planner without an allocator."""
 
     async def plan(self, wanted: PlanRequest) -> Plan:
-        return own_plan(wanted)
+        return rules.plan(wanted)
 
     async def own(self, wanted: PlanRequest, *, because: str) -> Plan:
-        return msgspec.structs.replace(own_plan(wanted), policy=f"greedy (manager's own: {because})")
+        return msgspec.structs.replace(rules.plan(wanted), policy=f"greedy (manager's own: {because})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +98,7 @@ class Moves:
         """A plan that holds by this view: the other side may be wrong, late, or lying."""
         proposed = await self.planner.plan(wanted)
         try:
-            judged = judge(wanted, proposed.moves)
+            judged = rules.judge(wanted, proposed.moves)
         except PlanRefused as exc:
             self.warn(f"the allocator's plan does not hold: {exc}")
             return await self.planner.own(wanted, because="the allocator's plan did not hold")
@@ -151,7 +150,7 @@ class Moves:
             raise RebalanceRefused("the plan has no moves, so there is nothing to order")
         try:
             wanted = self._request(Budget(moves_max=MOVES_MAX, bytes_max=BYTES_MAX))
-            return judge(wanted, moves, at_a_loss=True).moves
+            return rules.judge(wanted, moves, at_a_loss=True).moves
         except (PlanRefused, FleetMalformed) as exc:
             raise RebalanceRefused(f"the plan does not hold any more: {exc}; plan again") from exc
 

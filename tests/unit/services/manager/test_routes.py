@@ -24,7 +24,7 @@ from dwcp.runtime.http import Health, application
 from dwcp.runtime.principals import ANONYMOUS, Principal, of_certificate
 from dwcp.runtime.telemetry import Telemetry
 from dwcp.runtime.tokens import Role
-from dwcp.services.manager.dependencies import AllocatorOrLocal, Dependencies, PlannerOrLocal
+from dwcp.services.manager.dependencies import AllocatorOrLocal, Dependencies
 from dwcp.services.manager.events import RING_MAX, Events
 from dwcp.services.manager.ports import LogRefused, LogUnreachable, ReceiptUnwanted
 from dwcp.services.manager.receipts import ReceiptFiles
@@ -345,6 +345,12 @@ def test_a_dependency_that_comes_back_closes_its_breaker_by_probes_alone(service
     assert service.dependencies.views()[0].state == "closed"
 
 
+def _allocator(service: Service, noted: list[str]) -> AllocatorOrLocal:
+    return AllocatorOrLocal(
+        service.dependencies, url="https://allocator", timeout_s=1, plan_timeout_s=1, noted=noted.append
+    )
+
+
 @pytest.mark.parametrize(
     "response",
     [
@@ -360,7 +366,7 @@ def test_without_a_sane_allocator_the_manager_places_alone(
     """Goal: placement never blocks on the allocator, and says so. Method: broken, odd and endless answers."""
     noted: list[str] = []
     service.answers = lambda _request: response
-    placer = AllocatorOrLocal(service.dependencies, url="https://allocator", timeout_s=1, noted=noted.append)
+    placer = _allocator(service, noted)
     entry = finish(service.manager.submit(Submission(id=ID, job=JOB), by="t"))[0]
 
     got = asyncio.run(placer.place(service.manager._request(entry)))
@@ -378,7 +384,7 @@ def test_plans_are_made_here_where_the_allocator_fails(service: Service, respons
     """Goal: a drain never blocks on the allocator, and says so. Method: broken and odd answers, then a good one."""
     noted: list[str] = []
     service.answers = lambda _request: response
-    planner = PlannerOrLocal(service.dependencies, url="https://allocator", timeout_s=1, noted=noted.append)
+    planner = _allocator(service, noted)
     wanted = PlanRequest(nodes=())
 
     got = asyncio.run(planner.plan(wanted))
