@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 
 from dwcp.api.workloads import Node
 from dwcp.consensus.ledger import genesis as genesis_file
-from dwcp.runtime import cgroups, choosing, http, keys, layout, payload_routes, sandbox
+from dwcp.runtime import cgroups, http, keys, layout, payload_routes, sandbox
 from dwcp.runtime.attempts import AttemptStore
+from dwcp.runtime.choosing_late import LateChooser
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.client import LedgerClient
 from dwcp.runtime.clock import boottime_ns
@@ -28,6 +31,9 @@ from dwcp.services.agent.log import LedgerLog
 from dwcp.services.agent.outcomes import Outcomes
 from dwcp.services.agent.site import Room, Site
 from dwcp.services.agent.station import RECONCILE_S, Station
+
+if TYPE_CHECKING:
+    from dwcp.runtime.choosing import HostChooser
 
 SILENCE_NS_MAX = int(6 * RECONCILE_S * 1e9)
 
@@ -87,8 +93,7 @@ async def _serve(
     app = http.application(process.health, process.telemetry)
     routes.mount(app, node=config.node, store=attempts, dispatch=dispatch, busy=lambda: station.busy)
     outcomes = Outcomes(client, config.compression, telemetry=process.telemetry)
-    chooser = await asyncio.to_thread(choosing.of_this_host, config.data_dir, told=outcomes.told)
-    _say_who_chooses(process, chooser)
+    chooser = late_chooser(process, lambda: _of_this_host(config.data_dir, outcomes))
     uplink = Pacer(config.uplink_mbps * 1e6)
     app.include_router(
         payload_routes.routes(
@@ -110,16 +115,27 @@ async def _serve(
             each.cancel()
 
 
-def _say_who_chooses(process: Process, chooser: choosing.HostChooser) -> None:
-    """In the log, the metrics and the health, where the table has to do."""
-    process.telemetry.gauge("dwcp_ship_selector_learned", 0.0 if chooser.trouble else 1.0)
-    if chooser.trouble:
-        process.log.warning("selector.not_loaded", error=chooser.trouble)
+def _of_this_host(data_dir: Path, outcomes: Outcomes) -> HostChooser:
+    """Blocking; what it loads is not loaded before."""
+    from dwcp.runtime.choosing import of_this_host
+
+    return of_this_host(data_dir, told=outcomes.told)
+
+
+def late_chooser(process: Process, load: Callable[[], HostChooser]) -> LateChooser:
+    """Loaded by the first transfer from here; where the table has to do, log, metrics and health say so."""
+
+    def loaded(found: HostChooser) -> None:
+        process.telemetry.gauge("dwcp_ship_selector_learned", 0.0 if found.trouble else 1.0)
+        if found.trouble:
+            process.log.warning("selector.not_loaded", error=found.trouble)
 
     def codecs() -> Check:
-        return Check(Verdict.WARN if chooser.trouble else Verdict.OK, data={"basis": chooser.basis})
+        return Check(Verdict.WARN if late.trouble else Verdict.OK, data={"basis": late.basis})
 
+    late = LateChooser(load, loaded=loaded)
     process.health.add("codecs", codecs)
+    return late
 
 
 def group_name(config: AgentConfig) -> str:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
 import msgspec
 from msgspec import Meta
 
-from dwcp.runtime.choosing_learned import Chosen
 from dwcp.runtime.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from dwcp.runtime.choosing_learned import Chosen
 
 PREDICT_PATH = "/api/v1/compression/predict"
 FEEDBACK_PATH = "/api/v1/feedback"

@@ -19,7 +19,7 @@ from dwcp.runtime.choosing_learned import Chosen
 from dwcp.runtime.clock import ManualClock
 from dwcp.runtime.http import Health, Verdict
 from dwcp.runtime.telemetry import Telemetry
-from dwcp.services.agent.__main__ import _say_who_chooses
+from dwcp.services.agent.__main__ import late_chooser
 from dwcp.services.agent.outcomes import FEEDBACK_PATH, PREDICT_PATH, Outcomes
 
 TEXT = b"words and numbers %d\n" * 20_000
@@ -158,13 +158,20 @@ class Said:
 
 @pytest.mark.parametrize("trouble", ["", "the weights are damaged: install it again"])
 def test_who_chooses_is_said(trouble: str) -> None:
-    """Goal: log, metrics and health tell where the table has to do. Method: an agent's start with and without."""
+    """Goal: log, metrics and health tell where the table has to do. Method: a first pack with and without, and
+    before it, when nothing is known and nothing is loaded."""
     speeds = {codec.name: Speed(1e8, 1e8) for codec in codecs.CODECS}
     said = Said()
-    _say_who_chooses(said, TableChooser(Table(Calibration("x", 0.0, speeds)), trouble=trouble))  # type: ignore[arg-type]
+    late = late_chooser(
+        said,  # type: ignore[arg-type]
+        lambda: TableChooser(Table(Calibration("x", 0.0, speeds)), trouble=trouble),
+    )
+    before = said.health.report()["checks"]["codecs"]
+    asyncio.run(late.begin().pack(TEXT, stream_id=bytes(16), index=0, left_bytes=len(TEXT), rate_bps=1e6))
 
     found = said.health.report()["checks"]["codecs"]
+    assert (before["verdict"], before["basis"]) == (Verdict.OK, "nothing was sent yet")
     assert found["verdict"] is (Verdict.WARN if trouble else Verdict.OK)
-    assert trouble in found["basis"]
+    assert found["basis"] == (f"table: {trouble}" if trouble else "table")
     assert f"dwcp_ship_selector_learned {0.0 if trouble else 1.0}" in _metrics(said.telemetry)
     assert said.logged == ([f"selector.not_loaded {trouble}"] if trouble else [])
