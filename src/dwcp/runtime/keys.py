@@ -125,13 +125,13 @@ def _check_private(path: Path, status: os.stat_result) -> None:
 
 def _fill(context: ssl.SSLContext, files: TlsFiles) -> ssl.SSLContext:
     read_private(files.key)
-    certificate_pem(files.certificate)
-    certificate_pem(files.authority)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
         context.load_cert_chain(files.certificate, files.key)
         context.load_verify_locations(files.authority)
     except (ssl.SSLError, OSError) as exc:
+        certificate_pem(files.certificate)  # which raises where one of the two is what is wrong
+        certificate_pem(files.authority)
         raise KeyUnusable(
             f"{files.certificate} and {files.key} do not belong together: restore both"
         ) from exc
