@@ -32,6 +32,7 @@ from dwcp.runtime.client_links import replica_links
 from dwcp.runtime.client_watch import WatchBatch, WatchBoard
 from dwcp.runtime.clock import SystemClock
 from dwcp.runtime.config import TlsFiles as ClientTls
+from dwcp.runtime.durable import replace_private
 
 __all__ = [
     "ClientTls",
@@ -462,6 +463,4 @@ def _read_number(path: Path | None) -> int:
 def _write_number(path: Path | None, number: int) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".new")
-        temporary.write_text(f"{number}\n")
-        temporary.replace(path)
+        replace_private(path, f"{number}\n".encode(), durable=False)

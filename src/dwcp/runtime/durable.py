@@ -6,20 +6,25 @@ import os
 from pathlib import Path
 
 
-def replace_private(path: Path, content: bytes) -> None:
-    """The file holds `content` when this returns, mode 0600; a reader sees the old file or the new one."""
+def replace_private(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """The file holds `content` when this returns, mode 0600; a reader sees the old file or the new one.
+
+    `durable` False: for what is made anew at each start, and need not outlive a power cut (11 ms of a slow disk).
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    sync_path(path.parent)
+    if durable:
+        sync_path(path.parent)
 
 
 def sync_path(path: Path) -> None:

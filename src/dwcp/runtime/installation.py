@@ -19,6 +19,7 @@ from dwcp.consensus.ledger.genesis import load as load_genesis
 from dwcp.runtime import keys
 from dwcp.runtime.config import dump, load
 from dwcp.runtime.disk import RealDisk
+from dwcp.runtime.durable import replace_private
 from dwcp.runtime.errors import Contradiction
 from dwcp.runtime.layout import Layout, ensure
 from dwcp.runtime.tokens import Role, TokenBook
@@ -91,10 +92,8 @@ def write_configs(layout: Layout, world: World) -> tuple[ServicePlan, ...]:
     ensure(layout.conf)
     for plan in plans:
         target = layout.config(plan.name)
-        temporary = target.with_suffix(".new")
         text = f"# Made from {layout.cluster} at each start: change that file instead.\n" + dump(plan.config)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(target)
+        replace_private(target, text.encode(), durable=False)
         ensure(layout.data(plan.name))
     return plans
 

@@ -80,7 +80,7 @@ def sync_directory(directory: Path) -> None:
 
 
 def write_durable(path: Path, content: bytes) -> None:
-    """Whole and on disk, or not there at all."""
+    """Whole and on disk, or not there at all. As `runtime.durable`, which a process without dwcp cannot import."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
         file.write(content)

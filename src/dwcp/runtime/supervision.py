@@ -26,6 +26,7 @@ from supervisor.xmlrpc import SupervisorTransport
 import dwcp
 from dwcp.runtime import failpoints
 from dwcp.runtime.config import environment
+from dwcp.runtime.durable import replace_private
 from dwcp.runtime.errors import AddressTaken, Contradiction, NotRunning, RuntimeFault
 from dwcp.runtime.layout import Layout, ensure
 from dwcp.runtime.world import ServicePlan
@@ -185,9 +186,7 @@ class Supervisor:
             "stdout_logfile_backups=3",
         ]
         target = layout.run / "programs" / f"{plan.name}.conf"
-        temporary = target.with_suffix(".new")
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        temporary.replace(target)
+        replace_private(target, ("\n".join(lines) + "\n").encode(), durable=False)
 
     def _main_config(self) -> str:
         layout = self._layout

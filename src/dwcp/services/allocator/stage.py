@@ -128,7 +128,7 @@ class Stage:
             return
         word = Word(verdict, self._clock.now_ms(), self.trial.comparison.samples)
         self._swap(registry.change(lambda state: state.judged(candidate.digest, word)))
-        self._stamp = self._stamped()
+        self._stamp = registry.stamp()
 
     # changes
 
@@ -137,7 +137,7 @@ class Stage:
         registry = self.registry
         if registry is None:
             return
-        self._stamp = self._stamped()
+        self._stamp = registry.stamp()
         try:
             state = await asyncio.to_thread(registry.state)
         except RegistryDamaged as exc:
@@ -156,7 +156,7 @@ class Stage:
         """Follows the state file; until cancelled."""
         while True:
             await asyncio.sleep(WATCH_S)
-            if self._stamped() != self._stamp:
+            if self.registry is not None and self.registry.stamp() != self._stamp:
                 await self.refresh()
             self.judge()
 
@@ -207,15 +207,6 @@ class Stage:
         except ModelRefused as exc:
             self._failed(str(exc))
             return None
-
-    def _stamped(self) -> tuple[int, int] | None:
-        if self.registry is None:
-            return None
-        try:
-            status = self.registry.state_file.stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_ino
 
     def detail(self) -> str:
         if self.trouble:

@@ -128,7 +128,7 @@ class Stage:
         """Loads what the state file says and swaps. What cannot be loaded is said and leaves the rest."""
         if self.registry is None or self.family is None:
             return
-        self._stamp = self._stamped()
+        self._stamp = self.registry.stamp()
         try:
             state = await asyncio.to_thread(self.registry.state)
         except RegistryDamaged as exc:
@@ -144,7 +144,7 @@ class Stage:
         """Follows the state file; until cancelled."""
         while True:
             await asyncio.sleep(WATCH_S)
-            if self._stamped() != self._stamp:
+            if self.registry is not None and self.registry.stamp() != self._stamp:
                 await self.refresh()
 
     def recalibrate(self, calibration: Calibration) -> None:
@@ -215,7 +215,7 @@ class Stage:
     def _keep(self, step: Step) -> None:
         if self.registry is not None:
             self.registry.change(step)
-            self._stamp = self._stamped()
+            self._stamp = self.registry.stamp()
 
     # what there is
 
@@ -243,13 +243,6 @@ class Stage:
             except ModelRefused as exc:
                 trouble = trouble or f"{digest[:12]}: {exc}"
         return found, trouble
-
-    def _stamped(self) -> tuple[int, int] | None:
-        try:
-            status = self._require_registry().state_file.stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_ino
 
     def _require_registry(self) -> Registry:
         if self.registry is None:

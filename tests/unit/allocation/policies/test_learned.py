@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tests.unit.allocation import worlds
+from tests.unit.allocation.serving import placers
 
 from dwcp.allocation.env.reference import Reference
 from dwcp.allocation.env.rollout import rollout, warm
@@ -18,26 +19,14 @@ BASE = learned.base_weights("balance", Knobs(money=1.0), sharpness=20.0)
 
 def trunk_weights(seed: int, *, zero: bool = False) -> dict[str, np.ndarray]:
     """Random weights of the shipped shapes, made without JAX."""
-    rng = np.random.default_rng(seed)
-    wide, nodes, context = 16, len(learned.NODE), len(learned.CONTEXT)
-    shapes = {
-        "in.nodes": (nodes, wide), "in.context": (context, wide), "mid": (wide, wide),
-        "pool": (2 * wide + context, wide), "node.in": (wide, wide), "node.whole": (wide, wide),
-        "site.in": (wide, wide), "site.whole": (wide, wide), "defer.in": (wide, wide),
-        "node.out": (wide, 1), "site.out": (wide, 1), "defer.out": (wide, 1), "in.bias": (wide,), "mid.bias": (wide,),
-        "pool.bias": (wide,), "node.bias": (wide,), "site.bias": (wide,), "defer.bias": (wide,), "out.bias": (2,),
-    }  # fmt: skip
-    found = {
-        name: (rng.standard_normal(shape) / shape[0] ** 0.5).astype(np.float32)
-        for name, shape in shapes.items()
-    }
+    found = placers.weights(seed)
     if zero:
         found |= {
             name: np.zeros_like(array)
             for name, array in found.items()
             if name.startswith(("node.out", "site.out", "defer.out", "out"))
         }
-    return found | BASE
+    return found
 
 
 def some_views(count: int = 30) -> View:
