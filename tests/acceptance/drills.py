@@ -7,6 +7,7 @@ mark away. So a case costs no restart but the one that its kill makes.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import itertools
 import json
@@ -31,7 +32,7 @@ from dwcp.consensus.ledger import genesis as genesis_file
 from dwcp.consensus.ledger import receipts
 from dwcp.runtime import failpoints, keys
 from dwcp.runtime.client import LedgerClient
-from dwcp.runtime.platform import base_url
+from dwcp.runtime.platform import base_url, services_of
 from dwcp.runtime.supervision import ServiceState
 
 FINAL = {"done", "failed", "unknown", "cancelled"}
@@ -118,7 +119,20 @@ class Drill:
     folder: Path
     witness: Witness
     _prepared: set[str] = field(default_factory=set)
+    _urls: dict[str, str] = field(init=False)
+    _operator: httpx.Client = field(init=False)  # a new connection each time: processes come and go
     _tokens: Iterator[int] = field(default_factory=itertools.count)
+
+    def __post_init__(self) -> None:
+        self._urls = {plan.name: base_url(plan) for plan in services_of(self.running.platform)}
+        self._operator = httpx.Client(
+            verify=keys.client_context(self.running.layout.tls("operator")),
+            limits=httpx.Limits(max_keepalive_connections=0),
+            trust_env=False,
+        )
+
+    def close(self) -> None:
+        self._operator.close()
 
     # ------------------------------------------------------------------ processes
 
@@ -134,10 +148,8 @@ class Drill:
         state = self.state_of(service)
         if not state.pid or state.state not in {"STARTING", "RUNNING"}:
             return False
-        tls = keys.client_context(self.running.layout.tls("operator"))
         try:
-            url = base_url(self.running.platform.plan(service)) + "/ready"
-            return httpx.get(url, verify=tls, timeout=2, trust_env=False).status_code == 200
+            return self._operator.get(self._urls[service] + "/ready", timeout=2).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -227,7 +239,7 @@ class Drill:
         """The workload as the manager shows it; empty while the manager is away."""
         try:
             url = f"http://{self.running.net}.0.11:8080/api/v1/workloads/{job.id}"
-            answer = httpx.get(url, timeout=5, trust_env=False)
+            answer = self._operator.get(url, timeout=5)
         except httpx.HTTPError:
             return {}
         return dict(answer.json()) if answer.status_code == 200 else {}
@@ -365,8 +377,9 @@ class Drill:
         raise AssertionError(f"{service} never passed {point}")
 
 
+@functools.cache
 def _sources() -> Sequence[Path]:
-    """Real files of this machine, the same in each call."""
+    """Real files of this machine, looked for once: half a second."""
     found = sorted(Path("/usr/share").glob("*/*/*"))
     files = [path for path in found if path.is_file() and not path.is_symlink()]
     return [path for path in files if 1000 < path.stat().st_size < FILE_BYTES_MAX]
@@ -377,7 +390,9 @@ def drill(folder: Path, *, lease: str = "3s") -> Iterator[Drill]:
     """A platform that is up; taken down at the end, whatever happened."""
     with started(lease=lease) as running:
         witness = Witness(f"{running.net}.0.99")
+        made = Drill(running, folder, witness)
         try:
-            yield Drill(running, folder, witness)
+            yield made
         finally:
+            made.close()
             witness.close()
