@@ -35,7 +35,8 @@ check: environment-dev  ## format, lint, types, layers, tidy
 
 unit:
 	$(PY) -m pytest -q -n $(JOBS) --ignore=tests/tidy -m "not process and not accept and not soak"
-	$(PY) -m pytest -q --ignore=tests/tidy -m "process and not accept and not soak"
+	$(PY) -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder --ignore=tests/tidy -m "process and not alone and not accept and not soak"
+	$(PY) -m pytest -q --ignore=tests/tidy -m "process and alone and not accept and not soak"
 
 sim: environment-dev  ## the simulator, SEEDS=0:200
 	$(PY) -m dwcp.consensus.sim --engine probft --nodes 4 --seeds $(SEEDS) --jobs $(JOBS) --json

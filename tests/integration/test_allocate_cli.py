@@ -33,7 +33,7 @@ def dwcp(*words: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.process  # runs alone: it has a core to itself
+@pytest.mark.process
 @pytest.mark.timeout(600)
 def test_smoke_training_beats_random(tmp_path: Path) -> None:
     """Goal: the whole of training works from the command line, and what it writes places better than chance and on

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from tests.integration.compression_service import Installed, installation, serving
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.alone]
 
 RATED_PER_S = 50.0
 SECONDS = 3.0

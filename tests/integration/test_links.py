@@ -23,6 +23,7 @@ from dwcp.runtime.clock import SystemClock
 
 pytestmark = [
     pytest.mark.process,
+    pytest.mark.alone,
     pytest.mark.needs_root,
     pytest.mark.skipif(bool(links.reason()), reason=links.reason() or "a link can be made"),
 ]
