@@ -97,7 +97,7 @@ class StreamSelector:
         if self._terms.allowed and place not in self._terms.allowed:
             place = 0
         step = Step(size, place, cell.place, Tier.TABLE)
-        if not (fresh or could_race or _LOOK_WORTH * cell.seconds * blocks > look_s):
+        if not (could_race or _LOOK_WORTH * cell.seconds * blocks > look_s):
             self._rest = step  # not even for a typical segment
         return step
 
