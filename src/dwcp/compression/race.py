@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dwcp.compression import costs_predicted
 from dwcp.compression.costs import HEADER_BYTES, Objective, Stages, Terms
 from dwcp.compression.model import NAMES, PACK, RATIO, RATIO_MIN
 from dwcp.compression.race_outlook import Outlook, Seen, outlook
@@ -118,8 +119,8 @@ class Race:
     def _outlook(self) -> Outlook:
         """With packing at the slow end of what is likely, but for the table's choice: to be slow with that is
         no worse than the table."""
-        logs, table = self._logs.copy(), self.prospect.table
-        logs[PACK] += _CAREFUL * np.sqrt(np.maximum(self._covariance.diagonal()[PACK], 0.0))
+        table = self.prospect.table
+        logs = costs_predicted.careful(self._logs, self._covariance, sds=_CAREFUL)
         if table:
             logs[PACK.start + table - 1] = self._logs[PACK.start + table - 1]
         seen = Seen(self._seen, self._spent_s)
