@@ -214,8 +214,9 @@ def decide(choosing: StreamSelector, raw: bytes, left: int, row: Measurement) ->
     if step.race is not None and step.late:
         step.race.observe(entry(row, choice)) if choice else None
         race(step, row, clock)
+    sent = entry(row, choice)
     with clock:
-        choosing.done(step, entry(row, choice))
+        choosing.done(step, sent)
     tried = step.race.entries if step.race is not None else []
     return choice, clock.seconds, sum(each.pack_s for each in tried if each.place != choice)
 

@@ -9,7 +9,7 @@ what is likely. What was tried is what is sent: a codec that was not tried would
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dwcp.compression import costs_predicted
 from dwcp.compression.costs import HEADER_BYTES, Objective, Stages, Terms
 from dwcp.compression.model import NAMES, PACK, RATIO, RATIO_MIN
+from dwcp.compression.race_outlook import Outlook, Seen, outlook
 
 Array = NDArray[np.float64]
 
@@ -25,9 +26,9 @@ PROBE = 1 + NAMES.index("zstd-1")  # tells in 2 ms a MiB how a block compresses
 _SLOW = 0.1  # of the sending: a codec that takes longer is probed for first
 _PROMISE_MIN = 0.004  # expected share of the time that a trial has to save to be worth it
 _CAREFUL = 1.5  # standard deviations that packing may take longer than predicted
-_NOISE_2 = 1e-4 * np.eye(2)  # variance of a measurement's own errors, log units²
+_NOISE_2 = 1e-4  # variance of a measurement's own errors, log units²
 _RARE_SHARE = 0.05  # of packings take
-_RARE_TIMES = 3.5  # times as long as predicted: block sorting of long repeats
+_RARE = math.log(3.5)  # times as long as predicted: block sorting of long repeats
 _SURPRISE = 2.5  # standard deviations from which on the rest is doubted as much more
 SECONDS_MIN = 1e-7
 _NEVER = 99.0
@@ -63,22 +64,21 @@ class Race:
         self.prospect = prospect
         self.entries: list[Entry] = []
         self._logs, self._covariance = prospect.logs, prospect.covariance
+        self._seen: dict[int, int] = {}  # bytes that would be sent, by place
         self._spent_s = 0.0
 
     def next(self) -> int | None:
         """The codec to try now, or None: the race is over."""
         if len(self.entries) >= ENTRANTS_MAX:
             return None
+        view = self._outlook()
         if not self.entries:
-            return self._first()
-        parts = self._outlook(self._careful())
-        seconds, scored = self.prospect.terms.score(parts)
+            return self._first(view)
+        scored = view.scored
         tried = {0, *(entry.place for entry in self.entries)}
-        best = min((*tried, self.prospect.table), key=lambda place: float(scored[place]))
-        promises = self._promises(parts, seconds, scored, best=best)
-        place = max(
-            (place for place in range(1, len(scored)) if place not in tried), key=promises.__getitem__
-        )
+        best = min((*tried, self.prospect.table), key=scored.__getitem__)
+        promises = self._promises(view, best=best, tried=tried)
+        place = max(promises, key=promises.__getitem__)
         if promises[place] > _PROMISE_MIN:
             return place
         return None if best in tried else best
@@ -87,18 +87,18 @@ class Race:
         """The outcome of a trial."""
         self.entries.append(entry)
         self._spent_s += entry.pack_s
+        self._seen[entry.place] = min(entry.packed, self.prospect.size) + HEADER_BYTES
         if not entry.place:
             return
-        at, errors = errors_of([entry], self._logs, size=self.prospect.size)
+        at, (ratio, pack) = _errors(entry, self._logs, size=self.prospect.size)
         rows = self._covariance[at]  # [2, VALUES]
-        own = rows[:, at] + _NOISE_2
-        beyond = float(np.max(np.abs(errors) / np.sqrt(own.diagonal()))) / _SURPRISE
+        a, b, d = rows[0, at[0]] + _NOISE_2, rows[0, at[1]], rows[1, at[1]] + _NOISE_2
+        beyond = max(ratio**2 / a, pack**2 / d) / _SURPRISE**2
         if beyond > 1.0:
-            self._covariance = self._covariance * beyond**2
-            rows, own = rows * beyond**2, own * beyond**2
-        (a, b), (_, d) = own
+            self._covariance = self._covariance * beyond
+            rows, a, b, d = rows * beyond, a * beyond, b * beyond, d * beyond
         gain = np.array(((d, -b), (-b, a))) @ rows / (a * d - b * b)  # own⁻¹ rows
-        self._logs = self._logs + errors @ gain
+        self._logs = self._logs + (ratio * gain[0] + pack * gain[1])
         self._covariance = self._covariance - rows.T @ gain
 
     def winner(self, lead: int) -> int:
@@ -106,70 +106,43 @@ class Race:
         choice may be it untried."""
         if not self.entries:
             return lead
-        parts = self._outlook(self._careful())
-        scored = self.prospect.terms.score(parts)[1]
+        view = self._outlook()
         places = (*(entry.place for entry in self.entries), 0, lead, self.prospect.table)
-        return min(places, key=lambda place: (float(scored[place]), float(parts.sent_bytes[place])))
+        return min(places, key=lambda place: (view.scored[place], view.sent_bytes[place]))
 
-    def _first(self) -> int | None:
+    def _first(self, view: Outlook) -> int | None:
         """The soonest, or a quick one where the soonest is slow and might be slower than predicted."""
-        prospect = self.prospect
-        parts = self._outlook(self._careful())
-        scored = prospect.terms.score(parts)[1]
-        best = int(np.argmin(scored))
-        probes = parts.compress[best] > _SLOW * parts.send[best] and np.isfinite(scored[PROBE])
+        best = min(range(len(view.scored)), key=view.scored.__getitem__)
+        probes = view.compress[best] > _SLOW * view.send[best] and math.isfinite(view.scored[PROBE])
         return (PROBE if probes else best) or None
 
-    def _careful(self) -> Array:
-        """The logs with packing at the slow end of what is likely, but for the table's choice: to be slow with
-        that is no worse than the table."""
+    def _outlook(self) -> Outlook:
+        """With packing at the slow end of what is likely, but for the table's choice: to be slow with that is
+        no worse than the table."""
+        table = self.prospect.table
         logs = costs_predicted.careful(self._logs, self._covariance, sds=_CAREFUL)
-        if self.prospect.table:
-            at = PACK.start + self.prospect.table - 1
-            logs[at] = self._logs[at]
-        return logs
+        if table:
+            logs[PACK.start + table - 1] = self._logs[PACK.start + table - 1]
+        seen = Seen(self._seen, self._spent_s)
+        return outlook(logs, self.prospect.size, terms=self.prospect.terms, seen=seen)
 
-    def _outlook(self, logs: Array) -> Stages:
-        """The stages with each codec as the next trial, or as it was seen; what was spent is spent in any case."""
-        prospect = self.prospect
-        link, size = prospect.terms.link, prospect.size
-        parts = costs_predicted.stages_of(logs, size, link=link)
-        compress = parts.compress + self._spent_s / (link.sender_share * link.sender_cores)
-        cpu, sent = parts.cpu + self._spent_s, parts.sent_bytes.copy()
-        for entry in self.entries:
-            compress[entry.place] = compress[0]
-            cpu[entry.place] -= parts.compress[entry.place] * link.sender_share * link.sender_cores
-            sent[entry.place] = min(entry.packed, size) + HEADER_BYTES
-        return replace(parts, compress=compress, send=sent * (8 / link.rate_bps), sent_bytes=sent, cpu=cpu)
-
-    def _promises(self, parts: Stages, seconds: Array, scored: Array, *, best: int) -> list[float]:
-        """[C] what a trial of each is expected to save, a share (log) of what the best so far takes: its size may
+    def _promises(self, view: Outlook, *, best: int, tried: set[int]) -> dict[int, float]:
+        """What a trial of each is expected to save, a share (log) of what the best so far takes: its size may
         come out better than predicted, but nothing is sooner than packing ends; one that fails holds up the best."""
         in_time = self.prospect.terms.goal.objective is Objective.TIME
-        with np.errstate(divide="ignore", invalid="ignore"):
-            gains = _finite(np.log(scored[best] / scored), -_NEVER)
-            losses = _finite(np.log(self._failed(parts, best) / scored[best]), _NEVER)
-            longer = np.log(parts.compress / seconds[best])
-        caps = -longer if in_time else np.full_like(longer, _NEVER)
-        rare = np.maximum(longer + math.log(_RARE_TIMES), 0.0)
-        rare[self.prospect.table] = 0.0
-        losses += _RARE_SHARE * rare
-        doubts = np.sqrt(np.maximum(np.diag(self._covariance)[RATIO], 0.0))
-        rows = zip(gains[1:].tolist(), losses[1:].tolist(), caps[1:].tolist(), doubts.tolist(), strict=True)
-        promises = [min(_expected(gain + loss, doubt) - loss, cap) for gain, loss, cap, doubt in rows]
-        return [-_NEVER, *promises]
-
-    def _failed(self, parts: Stages, best: int) -> Array:
-        """[C] scores if each was tried in vain and the best so far is sent after all."""
-
-        def same(values: Array) -> Array:
-            return np.full_like(values, values[best])
-
-        fallback = replace(
-            parts,
-            send=same(parts.send), decompress=same(parts.decompress), sent_bytes=same(parts.sent_bytes),
-        )  # fmt: skip
-        return self.prospect.terms.score(fallback)[1]
+        failed, now, now_s = view.failed(best), view.scored[best], view.seconds[best]
+        variances = self._covariance.diagonal()[RATIO].tolist()
+        promises = {}
+        for place in range(1, len(failed)):
+            if place in tried:
+                continue
+            gain, loss = _log(now, view.scored[place], -_NEVER), _log(failed[place], now, _NEVER)
+            longer = _log(view.compress[place], now_s, _NEVER)
+            if place != self.prospect.table:
+                loss += _RARE_SHARE * max(longer + _RARE, 0.0)
+            expected = _expected(gain + loss, math.sqrt(max(variances[place - 1], 0.0))) - loss
+            promises[place] = min(expected, -longer if in_time else _NEVER)
+        return promises
 
 
 def errors_of(entries: list[Entry], logs: Array, *, size: int) -> tuple[list[int], Array]:
@@ -177,15 +150,23 @@ def errors_of(entries: list[Entry], logs: Array, *, size: int) -> tuple[list[int
     at: list[int] = []
     errors: list[float] = []
     for entry in entries:
-        ratio, pack = RATIO.start + entry.place - 1, PACK.start + entry.place - 1
-        at += [ratio, pack]
-        errors.append(math.log(max(RATIO_MIN, size / max(1, entry.packed))) - float(logs[ratio]))
-        errors.append(math.log(max(entry.pack_s, SECONDS_MIN) / size) - float(logs[pack]))
+        places, seen = _errors(entry, logs, size=size)
+        at += places
+        errors += seen
     return at, np.array(errors)
 
 
-def _finite(values: Array, otherwise: float) -> Array:
-    return np.where(np.isfinite(values), values, otherwise)
+def _errors(entry: Entry, logs: Array, *, size: int) -> tuple[list[int], tuple[float, float]]:
+    """Of ratio and packing time."""
+    ratio, pack = RATIO.start + entry.place - 1, PACK.start + entry.place - 1
+    shrunk = math.log(max(RATIO_MIN, size / max(1, entry.packed)))
+    took = math.log(max(entry.pack_s, SECONDS_MIN) / size)
+    return [ratio, pack], (shrunk - float(logs[ratio]), took - float(logs[pack]))
+
+
+def _log(value: float, base: float, otherwise: float) -> float:
+    """ln(value / base), where both are finite and above nothing."""
+    return math.log(value / base) if 0.0 < value < math.inf and 0.0 < base < math.inf else otherwise
 
 
 def _expected(mean: float, sd: float) -> float:

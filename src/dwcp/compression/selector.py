@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import numpy as np
@@ -199,8 +199,10 @@ class Selector:
         if terms.goal != Goal() or not np.isfinite(scored[table]):
             place = int(np.argmin(scored))
         else:
-            careful = costs_predicted.careful(here, belief.covariance, sds=CAREFUL)
-            _, doubtful = terms.score(costs_predicted.stages_of(careful, size, link=terms.link))
+            doubts = np.sqrt(np.maximum(belief.covariance.diagonal()[PACK], 0.0))
+            compress = parts.compress.copy()
+            compress[1:] *= np.exp(CAREFUL * doubts)
+            _, doubtful = terms.score(replace(parts, compress=compress))
             doubtful[table] = scored[table]
             place = costs_predicted.leaves(doubtful, table=table, margin=cell.margin)
         return Decision(place, table, Tier.MODEL, seconds, reason, prospect)

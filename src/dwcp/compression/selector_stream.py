@@ -27,7 +27,9 @@ from dwcp.compression.selector import SEGMENT_BYTES, Cell, Selector, Tier
 _HORIZON_SEGMENTS = 8.0  # content rarely stays the same for longer
 _KEEPS = 0.7  # share of a decision's worth that the following segments still have
 _COLD = 2.0  # a decision between blocks finds cold caches, the measured ones were warm
-_RACE_WORTH = 0.005  # of a segment's time: what a race saves beside the model's gain
+_RACE_WORTH = 0.03  # of a segment's time: what a race saves beside the model's gain
+_RACE_AGAIN = 0.01  # of a segment's time: what one more race saves where the last two segments were alike
+_SAME_RATIO, _SAME_PACK = 0.2, 0.3  # logs by which alike segments differ at most, packed by one codec
 _RACE_COST = 4.0  # decisions by the model: each trial is thought about
 _LOOK_WORTH = 0.0014
 _LOOK_COST = 0.2  # of a decision by the model
@@ -66,11 +68,14 @@ class StreamSelector:
         )  # what a segment of this stream takes: half the last one, half what was thought
         self._rest: Step | None = None  # of all segments to come: nothing that could be asked pays any more
         self._index = 0
+        self._first = (-1, 0.0, 0.0)  # of the last segments alike: place, log ratio, log seconds a byte
+        self._steady = False  # whether there are several
 
     def retune(self, link: Link) -> None:
         """The link changed; what is known of the content stays."""
         self._terms = replace(self._terms, link=link)
         self._place, self._typical_s, self._rest = None, math.inf, None
+        self._steady = False
         self._looks = self._seen is not None
 
     def begin(self, raw: bytes | memoryview, *, left_bytes: int) -> Step:
@@ -87,6 +92,8 @@ class StreamSelector:
         could_race = cell.idle_s > cost_s and self._race_pays(cell, cell.seconds)
         races = could_race and self._race_pays(cell, segment_s)
         fresh = self._index == 0
+        if races and self._steady and _RACE_COST * self._selector.selection_s > _RACE_AGAIN * segment_s:
+            return Step(size, self._first[0], cell.place, Tier.FEEDBACK)
         if races or (fresh and (not self._terms.plain or cell.gain * cell.seconds * blocks > cost_s)):
             return self._by_model(raw, cell, races=races)
         look_s = _LOOK_COST * cost_s
@@ -97,7 +104,7 @@ class StreamSelector:
         if self._terms.allowed and place not in self._terms.allowed:
             place = 0
         step = Step(size, place, cell.place, Tier.TABLE)
-        if not (fresh or could_race or _LOOK_WORTH * cell.seconds * blocks > look_s):
+        if not (could_race or _LOOK_WORTH * cell.seconds * blocks > look_s):
             self._rest = step  # not even for a typical segment
         return step
 
@@ -119,6 +126,7 @@ class StreamSelector:
             self._learn_race(step.race, sent)
         if sent.place and self._watches:
             self._note(step.size, sent)
+        self._compare(step.size, sent)
         if step.tier is not Tier.TABLE:
             self._place = sent.place
         took_s = max(sent.pack_s, 8 * sent.packed / self._terms.link.rate_bps)
@@ -150,6 +158,16 @@ class StreamSelector:
         seconds = cell.alike.seconds(place, ratio=ratio, pack=pack, keeps=keeps)
         self._place = costs_predicted.leaves(seconds, table=cell.place, margin=_LOOK_MARGIN)
         return Step(size, self._place, cell.place, Tier.FEEDBACK)
+
+    def _compare(self, size: int, sent: Entry) -> None:
+        """Whether this segment came out as the first of those alike did, sent with the same codec."""
+        ratio = math.log(max(RATIO_MIN, size / max(1, sent.packed)))
+        pack = math.log(max(sent.pack_s, SECONDS_MIN) / max(1, size))
+        place, first_ratio, first_pack = self._first
+        near = abs(ratio - first_ratio) < _SAME_RATIO and abs(pack - first_pack) < _SAME_PACK
+        self._steady = near and place == sent.place
+        if not self._steady:
+            self._first = (sent.place, ratio, pack)
 
     def _learn_race(self, race: Race, sent: Entry) -> None:
         """All trials of the block, and what was sent if it was not one of them."""

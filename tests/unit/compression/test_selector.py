@@ -251,18 +251,34 @@ def test_a_block_of_next_to_nothing_does_not_decide_for_the_next() -> None:
     assert alone[cell.place] > 1.5 * alone.min()
 
 
-def test_a_stream_where_nothing_pays_is_asked_once() -> None:
-    """Goal: a fast link costs no thinking. Method: 10 Gbit/s; from the third segment on the same answer, until
-    the link changes."""
-    stream = StreamSelector(SELECTOR, _terms(1e10))
+@pytest.mark.parametrize("rate", [3.16e8, 1e9, 3.16e9, 1e10])
+def test_a_stream_where_nothing_pays_is_asked_once(rate: float) -> None:
+    """Goal: a fast link costs no thinking. Method: 316 Mbit/s to 10 Gbit/s; from the first segment on the
+    same answer, until the link changes."""
+    stream = StreamSelector(SELECTOR, _terms(rate))
     steps = []
     for at in range(5):
         steps.append(stream.begin(PROSE, left_bytes=(20 - at) * MIB))
         stream.done(steps[-1], Entry(steps[-1].lead, 500_000, 0.001))
-    assert steps[2] is steps[3] is steps[4]
+    assert all(step is steps[0] for step in steps)
 
     stream.retune(Link(1e6))
     assert stream.begin(PROSE, left_bytes=15 * MIB) is not steps[4]
+
+
+@pytest.mark.parametrize(("rate", "again"), [(3.16e7, False), (3e6, True)])
+def test_segments_alike_are_raced_again_only_where_thinking_is_cheap(rate: float, again: bool) -> None:
+    """Goal: a race pays for its thinking. Method: the same segment over and over, then another content; at 32 Mbit/s
+    the second one alike is followed by no race, until what was sent comes out otherwise; at 3 each is raced."""
+    stream = StreamSelector(SELECTOR, _terms(rate))
+    raced = []
+    for at in range(6):
+        step = stream.begin(PROSE, left_bytes=(20 - at) * MIB)
+        raced.append(step.race is not None)
+        place = 4 if step.race is not None else step.lead
+        stream.done(step, Entry(place, 300_000 if at < 4 else 900_000, 0.02))
+
+    assert raced == [True, True, again, again, again, True]
 
 
 def test_a_link_that_changes_is_followed() -> None:
