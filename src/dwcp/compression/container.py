@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -150,6 +151,41 @@ class Writer:
         return _encode_end(self._sizes, self._raw_total, self._digest.digest())
 
 
+class _Arrived:
+    """Bytes in the order of their arrival. What is taken is copied once, however many pieces it came in."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._pieces: deque[memoryview] = deque()
+
+    def add(self, data: bytes) -> None:
+        if data:
+            self._pieces.append(memoryview(bytes(data)))
+            self.size += len(data)
+
+    def first(self, size: int) -> bytes:
+        """The first bytes, as many as there are; they stay."""
+        found = b""
+        for piece in self._pieces:
+            found += piece[: size - len(found)]
+            if len(found) == size:
+                break
+        return found
+
+    def take(self, size: int) -> bytes:
+        """The first bytes; there must be as many."""
+        self.size -= size
+        parts = []
+        while size:
+            part = self._pieces.popleft()
+            if len(part) > size:
+                self._pieces.appendleft(part[size:])
+                part = part[:size]
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+
 class Reader:
     """Turns bytes as they arrive into checked items; holds at most one packed block.
 
@@ -160,7 +196,8 @@ class Reader:
     def __init__(self, *, raw_bytes_max: int, block_bytes_max: int = BLOCK_BYTES_MAX) -> None:
         self._raw_bytes_max = raw_bytes_max
         self._block_bytes_max = block_bytes_max
-        self._buffer = bytearray()
+        self._arrived = _Arrived()
+        self._due = 0  # bytes that the next item has at least
         self._header: Header | None = None
         self._sizes: list[tuple[int, int]] = []
         self._raw_total = 0
@@ -169,8 +206,9 @@ class Reader:
 
     def feed(self, data: bytes) -> Iterator[Item]:
         """Items that `data` completes, in order. Raises `ContainerInvalid`."""
-        self._buffer += data
-        while (item := self._next()) is not None:
+        self._arrived.add(data)
+        while self._arrived.size >= self._due and (item := self._next()) is not None:
+            self._due = 0
             yield item
 
     def finish(self) -> None:
@@ -186,14 +224,14 @@ class Reader:
 
     def _next(self) -> Item | None:
         if self._ended:
-            if self._buffer:
-                raise ContainerInvalid(f"{len(self._buffer)} bytes follow the end of the stream")
+            if self._arrived.size:
+                raise ContainerInvalid(f"{self._arrived.size} bytes follow the end of the stream")
             return None
         if self._header is None:
             return self._take_header()
-        if not self._buffer:
+        if not self._arrived.size:
             return None
-        kind = self._buffer[0]
+        kind = self._arrived.first(1)[0]
         if kind == _KIND_BLOCK:
             return self._take_block(self._header)
         if kind == _KIND_END:
@@ -201,17 +239,17 @@ class Reader:
         raise ContainerInvalid(f"frame kind {kind} after block {self._index - 1} is none of this version")
 
     def _take_header(self) -> Header | None:
-        if not MAGIC.startswith(bytes(self._buffer[: len(MAGIC)])):
+        if not MAGIC.startswith(self._arrived.first(len(MAGIC))):
             raise ContainerInvalid(
                 f"the stream does not begin with {MAGIC!r}; it is no container of this product"
             )
-        if len(self._buffer) < HEADER_BYTES:
+        if self._arrived.size < HEADER_BYTES:
             return None
-        head = bytes(self._buffer[: _HEAD.size])
-        _magic, version, flags, block_max, first, dictionary, total, stream_id = _HEAD.unpack(head)
+        head = self._arrived.first(HEADER_BYTES)
+        _magic, version, flags, block_max, first, dictionary, total, stream_id = _HEAD.unpack_from(head)
         if version != VERSION:
             raise ContainerInvalid(f"the stream has version {version}, this release reads version {VERSION}")
-        _require_crc(head, self._buffer, _HEAD.size, seed=0, what="stream header")
+        _require_crc(head, seed=0, what="stream header")
         if flags & _CRITICAL_FLAGS or dictionary:
             raise ContainerInvalid(
                 f"the stream needs features (flags {flags:#x}, dictionary {dictionary}) unknown here"
@@ -223,30 +261,24 @@ class Reader:
             )
         if total != TOTAL_UNKNOWN and total > self._raw_bytes_max:
             raise ContainerInvalid(f"{total} bytes announced, {self._raw_bytes_max} allowed")
-        del self._buffer[:HEADER_BYTES]
+        self._arrived.take(HEADER_BYTES)
         self._header = header
         self._digest.update(header.encode())
         return header
 
     def _take_block(self, header: Header) -> PackedBlock | None:
-        if len(self._buffer) < BLOCK_HEADER_BYTES:
+        if self._arrived.size < BLOCK_HEADER_BYTES:
             return None
-        head = bytes(self._buffer[: _BLOCK.size])
-        _require_crc(
-            head,
-            self._buffer,
-            _BLOCK.size,
-            seed=_seed(header.stream_id),
-            what=f"header of block {self._index}",
-        )
-        _kind, wire, index, raw_size, packed_size, check = _BLOCK.unpack(head)
+        head = self._arrived.first(BLOCK_HEADER_BYTES)
+        _require_crc(head, seed=_seed(header.stream_id), what=f"header of block {self._index}")
+        _kind, wire, index, raw_size, packed_size, check = _BLOCK.unpack_from(head)
         self._require_block(header, index=index, raw_size=raw_size, packed_size=packed_size)
         codec = codecs.by_wire(wire)
-        end = BLOCK_HEADER_BYTES + packed_size
-        if len(self._buffer) < end:
+        self._due = BLOCK_HEADER_BYTES + packed_size
+        if self._arrived.size < self._due:
             return None
-        packed = bytes(self._buffer[BLOCK_HEADER_BYTES:end])
-        del self._buffer[:end]
+        self._arrived.take(BLOCK_HEADER_BYTES)
+        packed = self._arrived.take(packed_size)
         self._sizes.append((raw_size, packed_size))
         self._raw_total += raw_size
         self._digest.update(check)
@@ -267,23 +299,22 @@ class Reader:
             raise ContainerInvalid(f"the stream holds more than {BLOCKS_MAX} blocks")
 
     def _take_end(self, header: Header) -> End | None:
-        if len(self._buffer) < _END.size + _CRC.size:
+        if self._arrived.size < _END.size + _CRC.size:
             return None
         expected = _encode_end(self._sizes, self._raw_total, self._digest.digest())
-        head = bytes(self._buffer[: _END.size])
-        if head != expected[: _END.size]:
+        if self._arrived.first(_END.size) != expected[: _END.size]:
             raise ContainerInvalid(
                 f"the end frame does not agree with the {len(self._sizes)} blocks before it"
             )
-        if len(self._buffer) < len(expected):
+        self._due = len(expected)
+        if self._arrived.size < self._due:
             return None
-        if self._buffer[: len(expected)] != expected:
+        if self._arrived.take(len(expected)) != expected:
             raise ContainerInvalid("the index in the end frame does not agree with the blocks before it")
         if header.raw_total not in (TOTAL_UNKNOWN, self._raw_total):
             raise ContainerInvalid(
                 f"{self._raw_total} bytes arrived, the header announced {header.raw_total}"
             )
-        del self._buffer[: len(expected)]
         self._ended = True
         return End(len(self._sizes), self._raw_total)
 
@@ -298,9 +329,10 @@ def _seed(stream_id: bytes) -> int:
     return zlib.crc32(stream_id)
 
 
-def _require_crc(head: bytes, buffer: bytearray, at: int, *, seed: int, what: str) -> None:
-    (stored,) = _CRC.unpack_from(buffer, at)
-    if zlib.crc32(head, seed) != stored:
+def _require_crc(head: bytes, *, seed: int, what: str) -> None:
+    """`head` ends with its crc."""
+    (stored,) = _CRC.unpack_from(head, len(head) - _CRC.size)
+    if zlib.crc32(head[: -_CRC.size], seed) != stored:
         raise ContainerInvalid(f"the {what} is damaged or belongs to another stream")
 
 

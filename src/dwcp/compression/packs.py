@@ -54,7 +54,8 @@ def stream_id(plan: Iterable[Chunk]) -> bytes:
 _COUNT = struct.Struct(">I")
 _RECIPE = 1 << 31  # set in a part's size: it is a recipe (`compression.deltas`), not the chunk itself
 PARCEL_CHUNKS_MAX = 16_384
-PARCEL_BYTES_MAX = PACK_BYTES_MAX + _COUNT.size * (PARCEL_CHUNKS_MAX + 1)
+PUSHED_BYTES_MOST = 4 << 20  # of a pushed pack, but for its last chunk
+PARCEL_BYTES_MAX = PUSHED_BYTES_MOST + CHUNK_BYTES_MAX + _COUNT.size * (PARCEL_CHUNKS_MAX + 1)
 PARCEL_REBUILT_MAX = 64 << 20  # what all recipes of one parcel may make
 
 

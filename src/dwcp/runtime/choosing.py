@@ -19,10 +19,11 @@ from dwcp.compression.model import Model
 from dwcp.compression.model_shipped import shipped
 from dwcp.compression.selector import Selector, selection_seconds
 from dwcp.compression.table import TIER, Table
-from dwcp.runtime.choosing_learned import PROBE_ABOVE_BPS, Chosen, LearnedChooser, Told
+from dwcp.runtime.choosing_learned import PROBE_ABOVE_BPS, Chosen, LearnedChooser, Told, hopeless
 from dwcp.runtime.durable import replace_private
 
 RATE_CHANGE = 1.5  # the table is asked again at once where the link's rate has changed by more
+_CORES_MAX = 2  # a transfer of three streams packs with two while one sends
 _SEGMENT_PACKS = 4  # and after so many packs
 
 
@@ -76,7 +77,7 @@ class TableChoice:
         return frame
 
     def _choose(self, raw: bytes, *, left_bytes: int, rate_bps: float) -> Codec:
-        if rate_bps > PROBE_ABOVE_BPS and codecs.looks_incompressible(raw):
+        if rate_bps > PROBE_ABOVE_BPS and hopeless(raw):
             return codecs.NONE
         steady = self._rate_bps / RATE_CHANGE < rate_bps < self._rate_bps * RATE_CHANGE
         if not steady or self._packs % _SEGMENT_PACKS == 0:
@@ -121,7 +122,14 @@ def of_this_host(
         return TableChooser(Table(found), trouble=str(exc), told=told)
     block = calibrations.reference_blocks()[0]
     selector.selection_s = selection_seconds(selector, block, cpu=time.thread_time)
-    return LearnedChooser(selector, overhead_s=found.block_overhead_s, told=told, races=races, share=_share())
+    return LearnedChooser(
+        selector,
+        overhead_s=found.block_overhead_s,
+        told=told,
+        races=races,
+        share=_share(),
+        cores=min(_CORES_MAX, os.cpu_count() or 1),
+    )
 
 
 def calibrated(data_dir: Path) -> Calibration:

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from dwcp.compression import codecs
 from dwcp.compression.codecs import Codec
 from dwcp.compression.container import BLOCK_HEADER_BYTES, pack_block
@@ -30,6 +32,9 @@ _SHARE_SLACK = 1.15
 _SHARE_WEIGHT = 0.2  # of one pack
 _TELLING_S = 0.002  # packing that took less says nothing about the share of a core
 _ROOM_SHARE = 0.7  # of what the wire still has to do may be spent on trials
+_SAMPLE_PIECES, _SAMPLE_PIECE_BYTES = 8, 2048
+_RANDOM_BITS = 7.9  # entropy of a byte, from a sample; of random bytes it comes out as 7.99
+_FILLED_PACKS = 4  # before, the link waits for each pack, however many are packed side by side
 _RATE_MAX = 10e9
 _PEERS_MAX = 256
 _FORGOTTEN_S = 30.0  # what a peer was sent so long ago says nothing about what comes
@@ -96,7 +101,7 @@ class LearnedChooser:
     """The learned selector of this process on this host: what it learns of the processor, all transfers share.
 
     A peer's next request within half a minute goes on where its last one stopped: a pull is many of them.
-    `share` of a core that a packing thread will get, until packing has shown it.
+    `share` of a core that a packing thread will get, until packing has shown it; `cores` of them pack side by side.
     """
 
     def __init__(
@@ -108,6 +113,7 @@ class LearnedChooser:
         races: bool = True,
         clock: Callable[[], float] = time.monotonic,
         share: float = 1.0,
+        cores: int = 1,
     ) -> None:
         self.selector = selector
         self.overhead_s = overhead_s
@@ -115,6 +121,7 @@ class LearnedChooser:
         self.trouble = ""  # as of a chooser that had to be taken in its place
         self.clock = clock
         self._races = races
+        self.cores = cores
         self._share = share
         self._peers: dict[tuple[str, frozenset[str]], LearnedChoice] = {}
 
@@ -151,17 +158,18 @@ class LearnedChooser:
 
 
 class LearnedChoice:
-    """One transfer. Packs of several connections may be under way at once, but where trials are made each
-    pack learns from the one before it: there the processor waits for the link, not the other way round."""
+    """One transfer. Packs of several connections may be under way at once, but where trials are made no more
+    than there are cores, so that each learns from those before it: there the processor waits for the link."""
 
     def __init__(self, chooser: LearnedChooser, allowed: frozenset[int]) -> None:
         self._chooser = chooser
         self._terms = Terms(Link(1e8), allowed=allowed)
         self._stream: StreamSelector | None = None
         self._wire = _Wire()
+        self._begun = 0  # packs
         self._one_by_one = True
-        self._turn = asyncio.Lock()
-        self._line = threading.Lock()  # the same for threads without a loop
+        self._turn = asyncio.Semaphore(chooser.cores)
+        self._line = threading.Semaphore(chooser.cores)  # the same for threads without a loop
         self._late: asyncio.Task[None] | None = None
         self._guard = threading.Lock()  # of the stream's state and of `_wire`
         self._heard_s = self._chooser.clock()
@@ -202,7 +210,7 @@ class LearnedChoice:
     # in a thread
 
     def _pack(self, raw: bytes, spot: _Spot) -> _Done:
-        if spot.rate_bps > PROBE_ABOVE_BPS and codecs.looks_incompressible(raw):
+        if spot.rate_bps > PROBE_ABOVE_BPS and hopeless(raw):
             return self._frame(raw, codecs.NONE, spot, "probe")
         begun = time.thread_time()
         with self._guard:
@@ -226,8 +234,15 @@ class LearnedChoice:
         """Tells the stream what has become of the link and of this host, and lets it decide."""
         share, link = self._chooser.share, self._terms.link
         moved = not link.rate_bps / RETUNE < spot.rate_bps < link.rate_bps * RETUNE
-        if self._stream is None or moved or share != link.sender_share:
-            link = Link(spot.rate_bps, sender_share=share, block_overhead_s=self._chooser.overhead_s)
+        cores = self._chooser.cores if self._begun >= _FILLED_PACKS else 1
+        self._begun += 1
+        if self._stream is None or moved or (share, cores) != (link.sender_share, link.sender_cores):
+            link = Link(
+                spot.rate_bps,
+                sender_share=share,
+                sender_cores=cores,
+                block_overhead_s=self._chooser.overhead_s,
+            )
             self._terms = replace(self._terms, link=link)
             if self._stream is not None:
                 self._stream.retune(link)
@@ -240,9 +255,14 @@ class LearnedChoice:
         trials: dict[int, tuple[bytes, float]] = {}
         race = step.race
         until_s = self._chooser.clock() + _ROOM_SHARE * room_s
+        cores = self._terms.link.sender_cores
         while race is not None and self._chooser.may_race:
             place = race.next()
-            if place is None or self._chooser.clock() + race.prospect.parts.compress[place] > until_s:
+            if place is None:
+                break
+            if (
+                self._chooser.clock() + cores * race.prospect.parts.compress[place] > until_s
+            ):  # on one of them
                 break
             begun = time.thread_time()
             packed = codecs.CODECS[place].pack(raw)
@@ -287,6 +307,20 @@ class LearnedChoice:
     def _tell(self, done: _Done) -> bytes:
         self._chooser.told(done.chosen)
         return done.frame
+
+
+def hopeless(raw: bytes) -> bool:
+    """Whether every codec would work for nothing: no repeats in a sample, and all bytes about as frequent.
+
+    Numbers in binary have no repeats either, but a codec that codes frequent bytes shorter saves a tenth of them.
+    """
+    if not codecs.looks_incompressible(raw):
+        return False
+    stride = max(1, (len(raw) - _SAMPLE_PIECE_BYTES) // (_SAMPLE_PIECES - 1))
+    sample = b"".join(raw[at * stride : at * stride + _SAMPLE_PIECE_BYTES] for at in range(_SAMPLE_PIECES))
+    counts = np.bincount(np.frombuffer(sample, np.uint8))
+    shares = counts[counts > 0] / len(sample)
+    return -float(shares @ np.log2(shares)) > _RANDOM_BITS
 
 
 def _places(allowed: frozenset[str]) -> frozenset[int]:

@@ -19,12 +19,16 @@ from dwcp.compression.container import Header, PackedBlock, Reader, Writer, pack
 from dwcp.compression.errors import BlockInvalid, ContainerInvalid, SourceLied, UnknownCodec
 from dwcp.compression.manifest import Chunk
 from dwcp.compression.pacing import Bucket, Shares
-from dwcp.compression.packs import PACK_BYTES_MAX, Pack
+from dwcp.compression.packs import PACK_BYTES, PACK_BYTES_MAX, PUSHED_BYTES_MOST, Pack
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.failpoints import failpoint
 from dwcp.runtime.linkmeter import LinkMeter
 
 SLICE_BYTES = 64 << 10
+_PACK_BYTES_FIRST = 256 << 10  # little is lost where the first guess of the rate is wrong
+_PACK_S_MAX = 16.0  # on the wire, were it sent raw
+_PACK_FAST_BPS = 400e6
+_PACK_LEFT_SHARE = 4  # of what is left, so that the last packs end together
 
 Load = Callable[[Chunk], bytes]  # where the bytes of a chunk come from; blocking
 
@@ -71,6 +75,40 @@ class FixedChoice:
     ) -> bytes:
         del left_bytes, rate_bps
         return await asyncio.to_thread(pack_block, raw, self.codec, stream_id=stream_id, index=index)
+
+
+class PackSizes:
+    """How large the next pack of a push is, in raw bytes.
+
+    A codec finds more in a larger pack, but a link waits for the first ones, other streams for the last ones,
+    and what breaks off is sent again. Where the link is fast no codec is used that would find more, and a small
+    pack stays in the processor's cache.
+    """
+
+    def __init__(self, left_bytes: int) -> None:
+        self._left = left_bytes
+        self._limit = PACK_BYTES
+        self._taken = 0
+
+    def passed(self, size_bytes: int) -> None:
+        """So much of the whole is in a pack now, or need not travel."""
+        self._left -= size_bytes
+
+    def taken(self) -> None:
+        """A pack is on its way. Limits double every other pack, so that packing keeps ahead of the link."""
+        self._taken += 1
+        if self._taken > 1 and self._taken % 2:
+            self._limit = min(2 * self._limit, PUSHED_BYTES_MOST)
+
+    def next(self, rate_bps: float) -> int:
+        if not self._taken:
+            return _PACK_BYTES_FIRST
+        most = (
+            PACK_BYTES
+            if rate_bps > _PACK_FAST_BPS
+            else min(PUSHED_BYTES_MOST, int(rate_bps / 8 * _PACK_S_MAX))
+        )
+        return min(self._limit, max(PACK_BYTES, min(most, self._left // _PACK_LEFT_SHARE)))
 
 
 class _Line:

@@ -42,7 +42,7 @@ from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.failpoints import failpoint
 from dwcp.runtime.held import HELD_FILES_MAX, Hint, held, near
 from dwcp.runtime.linkmeter import LinkMeter
-from dwcp.runtime.packflow import Chooser, Pacer
+from dwcp.runtime.packflow import Chooser, Pacer, PackSizes
 from dwcp.runtime.shipping import have, require_taken, unreachable
 from dwcp.runtime.trees import Node, Tree, read_file, require_unchanged
 
@@ -61,7 +61,6 @@ _GROUPS_AHEAD = 3
 _SLICE_BYTES = 128 << 10
 _SLICE_BYTES_MAX = 1 << 20
 _SLICE_S = 0.01
-_FIRST_PACK_BYTES = 256 << 10  # little is lost where the first guess of the rate is wrong
 _ANSWER_S_MAX = 120.0
 
 
@@ -206,7 +205,7 @@ class _Push:
         self._meter = LinkMeter(clock=loop.time, first_bps=min(100e6, road.pacer.rate_bps))
         self._extensions = {"trace": self._meter.trace}
         self._pace_known = asyncio.Event()  # the first pack has left: other streams may begin
-        self._packed = 0
+        self._sizes = PackSizes(tree.total_bytes)
         self._hinted = 0
         self._sending = 0  # packs that streams have in hand
         self._left = tree.total_bytes
@@ -230,7 +229,7 @@ class _Push:
             for _batch, question in asked:
                 question.cancel()
         if pack.chunks:
-            await self._packs.put(pack.take())
+            await self._hand_over(pack)
         for _ in range(self._road.streams):
             await self._packs.put(None)
 
@@ -291,18 +290,20 @@ class _Push:
     ) -> None:
         parts = await question
         for piece in batch:
+            self._sizes.passed(piece.chunk.size)
             part = parts.get(piece.chunk.address) if piece.data else None
             if part is None:
                 self._road.settled(piece.chunk.size, 0)
                 continue
             pack.add(part, piece.chunk.size)
-            limit = _FIRST_PACK_BYTES if self._packed == 0 else packs.PACK_BYTES
-            if pack.is_full(limit):
-                self._packed += 1
-                await self._packs.put(pack.take())
+            if pack.is_full(self._sizes.next(self._meter.rate_bps)):
+                await self._hand_over(pack)
         if pack.chunks and not self._sending and self._packs.empty():  # the link is idle
-            self._packed += 1
-            await self._packs.put(pack.take())
+            await self._hand_over(pack)
+
+    async def _hand_over(self, pack: _Pack) -> None:
+        self._sizes.taken()
+        await self._packs.put(pack.take())
 
     # sending
 
