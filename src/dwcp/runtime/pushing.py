@@ -18,7 +18,7 @@ import itertools
 import secrets
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpx
 
@@ -37,14 +37,14 @@ from dwcp.compression.errors import (
 )
 from dwcp.compression.manifest import Chunk, Entry, Kind, Manifest
 from dwcp.compression.packs import Part
-from dwcp.compression.recall import Cutter, Found, Recall
+from dwcp.compression.recall import Cutter, Found, Known, Recall
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.failpoints import failpoint
 from dwcp.runtime.held import HELD_FILES_MAX, Hint, held, near
 from dwcp.runtime.linkmeter import LinkMeter
 from dwcp.runtime.packflow import Chooser, Pacer
 from dwcp.runtime.shipping import have, require_taken, unreachable
-from dwcp.runtime.trees import Node, Tree, read_file, require_unchanged
+from dwcp.runtime.trees import Node, Tree, reading, require_unchanged
 
 CHUNKS_PATH = "/v1/chunks"
 _TELLING_CHUNKS = 2
@@ -58,6 +58,7 @@ _BATCH_CHUNKS = 2048
 _ASKED_AHEAD = 3
 _GROUP_BYTES = 32 << 20
 _GROUPS_AHEAD = 3
+_BUFFER_BYTES = 1 << 20  # of a file at once: what was read is still in a core's cache when it is hashed
 _SLICE_BYTES = 128 << 10
 _SLICE_BYTES_MAX = 1 << 20
 _SLICE_S = 0.01
@@ -67,14 +68,27 @@ _ANSWER_S_MAX = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A chunk as it was read. `data` is empty where the agent is known to have it (`known`: its number in the
-    agent's file), or an equal one is on its way already."""
+    """A chunk that the agent's files at our paths have not."""
 
     chunk: Chunk
     data: bytes
     path: str
     offset: int
-    known: int = -1
+
+
+@dataclass(slots=True)
+class Batch:
+    """What was read of some files, or of a part of one."""
+
+    fresh: list[Piece] = field(default_factory=list)
+    known: dict[str, list[range]] = field(default_factory=dict)  # by path: numbers of the agent's chunks
+    counts: Counter[str] = field(default_factory=Counter)  # chunks by path
+    fresh_bytes: int = 0
+    there_bytes: int = 0  # what the agent is known to have, or what is on its way already
+
+    def numbers(self, path: str) -> set[int]:
+        """Those of the agent's chunks of the file there that stand in this batch unchanged."""
+        return set(itertools.chain.from_iterable(self.known.get(path, ())))
 
 
 Settled = Callable[[int, int], None]  # (raw bytes that are now at the agent, of these: sent by us)
@@ -135,6 +149,7 @@ class _Files:
         self._entries: list[Entry] = []
         self._seen: set[bytes] = set()
         self._fresh = 0
+        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self.known: dict[str, tuple[int, ...]] = {}  # by path, see `relative.encode`
 
     def groups(self) -> Iterator[list[Node]]:
@@ -150,26 +165,40 @@ class _Files:
                 group, size, files = [], 0, 0
         yield group
 
-    def batches(self, group: list[Node], recalls: dict[str, Recall]) -> Iterator[list[Piece]]:
+    def batches(self, group: list[Node], recalls: dict[str, Recall]) -> Iterator[Batch]:
         """Blocking. Raises `PayloadChanged`."""
-        batch: list[Piece] = []
-        size = 0
+        batch = Batch()
+        chunks = 0
         for node in group:
             offset = 0
             for found in self._chunks(node, recalls.get(node.path, _NOTHING)):
-                chunk = found.chunk
-                data = found.data if found.data is not None and chunk.address not in self._seen else b""
-                batch.append(Piece(chunk, data, node.path, offset, found.known))
-                self._seen.add(chunk.address)
-                offset += chunk.size
-                size += len(data)
-                if size >= self._batch_bytes or len(batch) >= _BATCH_CHUNKS:
-                    self._fresh += size
+                if isinstance(found, Known):
+                    size = sum(chunk.size for chunk in found.chunks)
+                    stretch = range(found.first, found.first + len(found.chunks))
+                    batch.known.setdefault(node.path, []).append(stretch)
+                    batch.there_bytes += size
+                else:
+                    stretch = range(1)
+                    size = found.chunk.size
+                    self._add(batch, found, node.path, offset)
+                batch.counts[node.path] += len(stretch)
+                chunks += len(stretch)
+                offset += size
+                if batch.fresh_bytes >= self._batch_bytes or chunks >= _BATCH_CHUNKS:
+                    self._fresh += batch.fresh_bytes
                     yield batch
-                    batch, size = [], 0
-        self._fresh += size
-        if batch:
+                    batch, chunks = Batch(), 0
+        self._fresh += batch.fresh_bytes
+        if chunks:
             yield batch
+
+    def _add(self, batch: Batch, found: Found, path: str, offset: int) -> None:
+        if found.chunk.address in self._seen:
+            batch.there_bytes += found.chunk.size
+            return
+        self._seen.add(found.chunk.address)
+        batch.fresh.append(Piece(found.chunk, found.data, path, offset))
+        batch.fresh_bytes += found.chunk.size
 
     @property
     def _batch_bytes(self) -> int:
@@ -180,14 +209,19 @@ class _Files:
     def manifest(self) -> Manifest:
         return manifests.make(self._entries, self._tree.limits)
 
-    def _chunks(self, node: Node, recall: Recall) -> Iterator[Found]:
+    def _chunks(self, node: Node, recall: Recall) -> Iterator[Known | Found]:
         chunks: list[Chunk] = []
         known: list[int] = []
         if node.kind == Kind.FILE:
-            for found in Cutter(recall).cut(read_file(self._tree, node)):
-                chunks.append(found.chunk)
-                known.append(found.known)
-                yield found
+            with reading(self._tree, node) as fill:
+                for found in Cutter(recall, self._buffer).cut(fill, node.size):
+                    if isinstance(found, Known):
+                        chunks += found.chunks
+                        known += range(found.first, found.first + len(found.chunks))
+                    else:
+                        chunks.append(found.chunk)
+                        known.append(-1)
+                    yield found
         if any(number >= 0 for number in known):
             self.known[node.path] = tuple(known)
         self._entries.append(Entry(node.path, node.kind, node.mode, node.size, tuple(chunks), node.target))
@@ -216,7 +250,7 @@ class _Push:
 
     async def feed(self) -> None:
         """Reads, asks, and hands packs to the streams."""
-        asked: deque[tuple[list[Piece], asyncio.Task[dict[bytes, Part]]]] = deque()
+        asked: deque[tuple[Batch, asyncio.Task[dict[bytes, Part]]]] = deque()
         pack = _Pack()
         try:
             async with contextlib.aclosing(self._batches()) as batches:
@@ -234,7 +268,7 @@ class _Push:
         for _ in range(self._road.streams):
             await self._packs.put(None)
 
-    async def _batches(self) -> AsyncGenerator[tuple[list[Piece], dict[str, Recall]]]:
+    async def _batches(self) -> AsyncGenerator[tuple[Batch, dict[str, Recall]]]:
         """What is read, with what the agent has told about its files; that is asked some groups ahead."""
         groups = self.reader.groups()
         ahead: deque[tuple[list[Node], asyncio.Task[dict[str, Recall]]]] = deque()
@@ -259,9 +293,9 @@ class _Push:
             return {}
         return await held(self._road.client, self._road.url, paths, extensions=self._extensions)
 
-    async def _ask(self, batch: list[Piece], recalls: dict[str, Recall]) -> dict[bytes, Part]:
+    async def _ask(self, batch: Batch, recalls: dict[str, Recall]) -> dict[bytes, Part]:
         """What of the batch has to travel, by address: chunks that the agent lacks, or recipes for them."""
-        fresh = [piece for piece in batch if piece.data]
+        fresh = batch.fresh
         if not fresh:
             return {}
         plan = [piece.chunk for piece in fresh]
@@ -286,14 +320,14 @@ class _Push:
         )
         return await asyncio.to_thread(_shorter, pieces, sketches, size)
 
-    async def _settle(
-        self, batch: list[Piece], question: asyncio.Task[dict[bytes, Part]], pack: _Pack
-    ) -> None:
+    async def _settle(self, batch: Batch, question: asyncio.Task[dict[bytes, Part]], pack: _Pack) -> None:
         parts = await question
-        for piece in batch:
-            part = parts.get(piece.chunk.address) if piece.data else None
+        there = batch.there_bytes + sum(p.chunk.size for p in batch.fresh if p.chunk.address not in parts)
+        if there:
+            self._road.settled(there, 0)
+        for piece in batch.fresh:
+            part = parts.get(piece.chunk.address)
             if part is None:
-                self._road.settled(piece.chunk.size, 0)
                 continue
             pack.add(part, piece.chunk.size)
             limit = _FIRST_PACK_BYTES if self._packed == 0 else packs.PACK_BYTES
@@ -396,24 +430,18 @@ class _Pack:
         return taken
 
 
-def changed_a_little(batch: Sequence[Piece], recalls: Mapping[str, Recall]) -> list[tuple[Piece, Hint]]:
+def changed_a_little(batch: Batch, recalls: Mapping[str, Recall]) -> list[tuple[Piece, Hint]]:
     """Chunks that may be like what the agent has at their places: in files of which it has something in this
     batch, and in files too small to tell. A file of which nothing is there was replaced; asking would cost
     more. Chunks that are there unchanged are not what became of another."""
-    known: dict[str, set[int]] = {}
-    for piece in batch:
-        if piece.known >= 0:
-            known.setdefault(piece.path, set()).add(piece.known)
-    count = Counter(piece.path for piece in batch)
+    known = {path: batch.numbers(path) for path in {piece.path for piece in batch.fresh}}
     changed = []
-    for piece in batch:
+    for piece in batch.fresh:
         recall = recalls.get(piece.path)
-        if not piece.data or recall is None:
-            continue
-        if piece.path not in known and count[piece.path] > _TELLING_CHUNKS:
+        if recall is None or (not known[piece.path] and batch.counts[piece.path] > _TELLING_CHUNKS):
             continue
         numbers = recall.around(piece.offset, piece.chunk.size)
-        gone = [number for number in numbers if number not in known.get(piece.path, ())] or numbers
+        gone = [number for number in numbers if number not in known[piece.path]] or numbers
         if gone:
             first = gone[0]
             span = min(gone[-1] + 1 - first, deltas.BASES_MAX)
