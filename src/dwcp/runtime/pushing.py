@@ -38,6 +38,7 @@ from dwcp.compression.errors import (
 from dwcp.compression.manifest import Chunk, Entry, Kind, Manifest
 from dwcp.compression.packs import Part
 from dwcp.compression.recall import Cutter, Found, Known, Recall
+from dwcp.compression.rolling import RollingHash
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.failpoints import failpoint
 from dwcp.runtime.held import HELD_FILES_MAX, Hint, held, near
@@ -48,9 +49,9 @@ from dwcp.runtime.trees import Node, Tree, reading, require_unchanged
 
 CHUNKS_PATH = "/v1/chunks"
 _TELLING_CHUNKS = 2
-_PIECES = ((20e6, 512), (200e6, 1024))  # of sketches, below a rate: small ones take longer and save more
-_PIECE_BYTES_MOST = 4096
-_HINTS_UNMEASURED = 96  # so many are asked with small pieces: on a slow link these may be all there are
+_BLOCK_BYTES, _BLOCK_BYTES_FAST = 512, 1024  # of sketches
+_FAST_BPS = 200e6  # where the time for small blocks is worth more than the bytes that they save
+_HINTS_UNMEASURED = 96  # so many are asked with small blocks: on a slow link these may be all there are
 PUSHES_MAX = 256  # under way at one agent
 STREAMS = 3  # one packs while one sends, and a lost packet stops one of them only
 _BATCH_BYTES_FIRST, _BATCH_BYTES = 1 << 20, 8 << 20
@@ -242,6 +243,8 @@ class _Push:
         self._pace_known = asyncio.Event()  # the first pack has left: other streams may begin
         self._packed = 0
         self._hinted = 0
+        multiplier = secrets.randbits(64) | 1
+        self._hashing = [RollingHash(size, multiplier) for size in (_BLOCK_BYTES, _BLOCK_BYTES_FAST)]
         self._sending = 0  # packs that streams have in hand
         self._left = tree.total_bytes
         self._choice = road.chooser.begin()
@@ -307,18 +310,21 @@ class _Push:
         said = recipes.result()
         return {piece.chunk.address: said.get(piece.chunk.address, Part(piece.data)) for piece in lacking}
 
-    async def _recipes(self, changed: list[tuple[Piece, Hint]]) -> dict[bytes, Part]:
+    async def _recipes(self, changed: list[Changed]) -> dict[bytes, Part]:
         """Those chunks that can be said shorter."""
         if not changed:
             return {}
-        rate = self._meter.rate_bps if self._hinted > _HINTS_UNMEASURED else 0.0
+        fast = self._hinted > _HINTS_UNMEASURED and self._meter.rate_bps > _FAST_BPS
         self._hinted += len(changed)
-        size = next((size for below_bps, size in _PIECES if rate < below_bps), _PIECE_BYTES_MOST)
-        pieces, hints = zip(*changed, strict=True)
+        hashing = self._hashing[fast]
         sketches = await near(
-            self._road.client, self._road.url, hints, piece_bytes=size, extensions=self._extensions
+            self._road.client,
+            self._road.url,
+            [each.hint for each in changed],
+            hashing=hashing,
+            extensions=self._extensions,
         )
-        return await asyncio.to_thread(_shorter, pieces, sketches, size)
+        return await asyncio.to_thread(_shorter, changed, sketches, hashing)
 
     async def _settle(self, batch: Batch, question: asyncio.Task[dict[bytes, Part]], pack: _Pack) -> None:
         parts = await question
@@ -430,7 +436,17 @@ class _Pack:
         return taken
 
 
-def changed_a_little(batch: Batch, recalls: Mapping[str, Recall]) -> list[tuple[Piece, Hint]]:
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A chunk that may be like what the agent has at its place; `at`: its offset less that of the first of
+    these chunks in the agent's file."""
+
+    piece: Piece
+    hint: Hint
+    at: int
+
+
+def changed_a_little(batch: Batch, recalls: Mapping[str, Recall]) -> list[Changed]:
     """Chunks that may be like what the agent has at their places: in files of which it has something in this
     batch, and in files too small to tell. A file of which nothing is there was replaced; asking would cost
     more. Chunks that are there unchanged are not what became of another."""
@@ -445,19 +461,20 @@ def changed_a_little(batch: Batch, recalls: Mapping[str, Recall]) -> list[tuple[
         if gone:
             first = gone[0]
             span = min(gone[-1] + 1 - first, deltas.BASES_MAX)
-            changed.append((piece, Hint(piece.path, first, span)))
+            at = piece.offset - recall.starts[first]
+            changed.append(Changed(piece, Hint(piece.path, first, span), at))
     return changed
 
 
 def _shorter(
-    pieces: Sequence[Piece], sketches: Sequence[tuple[Sketch, ...]], piece_bytes: int
+    changed: Sequence[Changed], sketches: Sequence[tuple[Sketch, ...]], hashing: RollingHash
 ) -> dict[bytes, Part]:
     """In a thread: the recipes that save something."""
     found = {}
-    for piece, bases in zip(pieces, sketches, strict=True):
-        made = deltas.recipe(piece.data, bases, piece_bytes) if bases else None
+    for each, bases in zip(changed, sketches, strict=True):
+        made = deltas.recipe(each.piece.data, bases, hashing, at=each.at) if bases else None
         if made is not None:
-            found[piece.chunk.address] = Part(made, is_recipe=True)
+            found[each.piece.chunk.address] = Part(made, is_recipe=True)
     return found
 
 
