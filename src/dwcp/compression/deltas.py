@@ -103,28 +103,31 @@ def rebuild(made: bytes, base_of: Callable[[bytes], bytes]) -> bytes:
     if bases > BASES_MAX or literals > len(made):
         raise RequestInvalid(f"a recipe of {bases} bases and {operations} operations is cut or too large")
     names = [made[_HEAD.size + n * ADDRESS_SIZE :][:ADDRESS_SIZE] for n in range(bases)]
-    held: dict[int, bytes] = {}
-    chunk = bytearray()
+    held: dict[int, memoryview] = {}
+    whole = memoryview(made)
+    parts: list[memoryview] = []
+    size = 0
     for _ in range(operations):
         kind, base, offset, length = _OP.unpack_from(made, at)
         at += _OP.size
-        if len(chunk) + length > CHUNK_BYTES_MAX:
+        size += length
+        if size > CHUNK_BYTES_MAX:
             raise RequestInvalid(f"a recipe makes more than the {CHUNK_BYTES_MAX} bytes of a chunk")
         if kind == _LITERAL:
-            part = made[literals : literals + length]
+            part = whole[literals : literals + length]
             literals += length
         elif kind == _COPY and base < bases:
             if base not in held:
-                held[base] = base_of(names[base])
+                held[base] = memoryview(base_of(names[base]))
             part = held[base][offset : offset + length]
         else:
             raise RequestInvalid(f"operation {kind} on base {base} is none of a recipe")
         if len(part) != length:
             raise RequestInvalid("a recipe reaches beyond its base or its own end")
-        chunk += part
-    if literals != len(made) or not chunk:
+        parts.append(part)
+    if literals != len(made) or not size:
         raise RequestInvalid("a recipe is empty or has bytes that nothing uses")
-    return bytes(chunk)
+    return b"".join(parts)
 
 
 def _unpacked(number: int, base: Sketch, block_bytes: int) -> _Base:

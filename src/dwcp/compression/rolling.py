@@ -1,8 +1,9 @@
 """A hash of blocks that costs as little at every offset as at some: for finding what two chunks share.
 
 The 32-bit words of a block are the coefficients of a polynomial modulo 2^64 at an odd multiplier, without a
-constant term, whose difference would stay in the lower bits; what counts are the 48 upper ones. Whoever asks draws the multiplier, so two blocks that share a hash by accident do so for
-one question only. Not a cryptographic hash: what is made from a match is checked by its address.
+constant term, whose difference would stay in the lower bits; what counts are the 48 upper ones. Whoever asks
+draws the multiplier, so two blocks that share a hash by accident do so for one question only. Not a
+cryptographic hash: what is made from a match is checked by its address.
 """
 
 from __future__ import annotations

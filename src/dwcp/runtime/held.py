@@ -170,5 +170,5 @@ def _at(hint: Hint, store: ChunkStore, hashing: RollingHash) -> tuple[Sketch, ..
     sketches: list[Sketch] = []
     for chunk in newest(store, hint.path)[hint.first : hint.first + hint.count]:
         with contextlib.suppress(ChunkMissing):
-            sketches.append(deltas.sketch(chunk.address, store.get(chunk.address), hashing))
+            sketches.append(deltas.sketch(chunk.address, store.peek(chunk.address), hashing))
     return tuple(sketches)

@@ -57,7 +57,8 @@ STREAMS = 3  # one packs while one sends, and a lost packet stops one of them on
 _BATCH_BYTES_FIRST, _BATCH_BYTES = 1 << 20, 8 << 20
 _BATCH_CHUNKS = 2048
 _ASKED_AHEAD = 3
-_GROUP_BYTES = 32 << 20
+_GROUP_BYTES, _GROUP_BYTES_MAX = 32 << 20, 256 << 20
+_GROUPS_LEFT = 4  # no group is larger than this part of what is left
 _GROUPS_AHEAD = 3
 _BUFFER_BYTES = 1 << 20  # of a file at once: what was read is still in a core's cache when it is hashed
 _SLICE_BYTES = 128 << 10
@@ -154,14 +155,19 @@ class _Files:
         self.known: dict[str, tuple[int, ...]] = {}  # by path, see `relative.encode`
 
     def groups(self) -> Iterator[list[Node]]:
-        """The tree's nodes in the stretches in which they are asked for and read."""
+        """The tree's nodes in the stretches in which they are asked for and read: larger and larger ones, for
+        each costs questions, and small ones at the end, whose answers nothing hides."""
         group: list[Node] = []
         size = files = 0
+        left = self._tree.total_bytes
+        limit = _GROUP_BYTES
         for node in self._tree.nodes:
             group.append(node)
             size += node.size
             files += node.kind == Kind.FILE
-            if size >= _GROUP_BYTES or files >= HELD_FILES_MAX:
+            if size >= limit or files >= HELD_FILES_MAX:
+                left -= size
+                limit = min(2 * limit, max(_GROUP_BYTES, left // _GROUPS_LEFT), _GROUP_BYTES_MAX)
                 yield group
                 group, size, files = [], 0, 0
         yield group
@@ -484,9 +490,17 @@ class _Begun:
 
     store: ChunkStore
     heard_s: float
-    holds: contextlib.ExitStack
+    pinned: list[bytes] = field(default_factory=list)
     streams: int = 0
     full: StoreFull | None = None
+
+    def pin(self, name: bytes) -> None:
+        self.store.pin((name,))
+        self.pinned.append(name)
+
+    def unpin(self) -> None:
+        pinned, self.pinned = self.pinned, []
+        self.store.unpin(pinned)
 
 
 class Pushes:
@@ -519,7 +533,7 @@ class Pushes:
         finally:
             begun.streams -= 1
             if begun.full is not None and not begun.streams:
-                begun.holds.close()
+                begun.unpin()
                 await asyncio.to_thread(store.sweep)
 
     async def _take(self, begun: _Begun, body: AsyncIterator[bytes]) -> int:
@@ -548,7 +562,7 @@ class Pushes:
     def end(self, name: str) -> None:
         """The push was committed or given up."""
         if begun := self._begun.pop(name, None):
-            begun.holds.close()
+            begun.unpin()
 
     def _of(self, store: ChunkStore, name: str) -> _Begun:
         now_s = self._clock()
@@ -557,7 +571,7 @@ class Pushes:
         for at, (heard_s, other) in enumerate(idle):
             if at < too_many or now_s - heard_s > self._kept_s:
                 self.end(other)
-        begun = self._begun.setdefault(name, _Begun(store, now_s, contextlib.ExitStack()))
+        begun = self._begun.setdefault(name, _Begun(store, now_s))
         if begun.store is not store:
             raise RequestInvalid(f"push {name} belongs to somebody else")
         return begun
@@ -572,7 +586,7 @@ def _keep(block: PackedBlock, begun: _Begun) -> int:
         if rebuilt > packs.PARCEL_REBUILT_MAX:
             raise BombRefused(f"the recipes of one pack make more than {packs.PARCEL_REBUILT_MAX} bytes")
         name = address(chunk)
-        begun.holds.enter_context(begun.store.hold((name,)))
+        begun.pin(name)
         failpoint("ship.target.before_chunk")
         begun.store.keep(name, chunk)
         failpoint("ship.target.after_chunk")

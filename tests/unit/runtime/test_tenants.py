@@ -17,6 +17,7 @@ import pytest
 from dwcp.compression import intake
 from dwcp.compression.errors import ContainerInvalid, RequestInvalid, ShipFailed
 from dwcp.compression.manifest import Manifest
+from dwcp.compression.rolling import RollingHash
 from dwcp.consensus.crypto import codec
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.held import Hint, held, near
@@ -98,8 +99,8 @@ def test_questions_about_what_another_tenant_holds(tmp_path: Path) -> None:
     assert all(agent.run("a", lambda client: have(client, URL, plan)))
     assert not any(agent.run("b", lambda client: have(client, URL, plan)))
     places = (Hint("text", 0, 1),)
-    assert agent.run("a", lambda client: near(client, URL, places, piece_bytes=4096)) != [()]
-    assert agent.run("b", lambda client: near(client, URL, places, piece_bytes=4096)) == [()]
+    assert agent.run("a", lambda client: near(client, URL, places, hashing=RollingHash(1024, 3))) != [()]
+    assert agent.run("b", lambda client: near(client, URL, places, hashing=RollingHash(1024, 3))) == [()]
     assert agent.run("a", lambda client: held(client, URL, ("text", "noise"))).keys() == {"text", "noise"}
     assert agent.run("b", lambda client: held(client, URL, ("text", "noise"))) == {}
     assert agent.run("b", lambda client: sent_list(client, URL)) == ()
