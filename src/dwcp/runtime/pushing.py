@@ -65,6 +65,7 @@ _SLICE_BYTES = 128 << 10
 _SLICE_BYTES_MAX = 1 << 20
 _SLICE_S = 0.01
 _FIRST_PACK_BYTES = 256 << 10  # little is lost where the first guess of the rate is wrong
+_RECIPES_S, _RECIPES_BYTES_MIN = 0.05, 64 << 10  # a pack of recipes is sent in this time
 _ANSWER_S_MAX = 120.0
 
 
@@ -133,8 +134,8 @@ async def push(tree: Tree, road: Road) -> Pushed:
                 tasks.create_task(pushing.stream(first=number == 0))
     except BaseExceptionGroup as group:
         raise _worst(group) from group
-    await asyncio.to_thread(require_unchanged, tree)
-    return Pushed(pushing.reader.manifest(), pushing.reader.known, pushing.sent_bytes)
+    assert pushing.manifest is not None  # the feed has ended
+    return Pushed(pushing.manifest, pushing.reader.known, pushing.sent_bytes)
 
 
 def _worst(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -214,6 +215,8 @@ class _Files:
         return min(_BATCH_BYTES, max(_BATCH_BYTES_FIRST, self._fresh // 2))
 
     def manifest(self) -> Manifest:
+        """Of all that was read. Raises `PayloadChanged` where the tree is another by now."""
+        require_unchanged(self._tree)
         return manifests.make(self._entries, self._tree.limits)
 
     def _chunks(self, node: Node, recall: Recall) -> Iterator[Known | Found]:
@@ -241,6 +244,7 @@ class _Push:
     def __init__(self, tree: Tree, road: Road) -> None:
         self.reader = _Files(tree)
         self.sent_bytes = 0
+        self.manifest: Manifest | None = None
         self._road = road
         self._packs: asyncio.Queue[list[Part] | None] = asyncio.Queue(maxsize=road.streams)
         loop = asyncio.get_running_loop()
@@ -276,6 +280,7 @@ class _Push:
             await self._packs.put(pack.take())
         for _ in range(self._road.streams):
             await self._packs.put(None)
+        self.manifest = await asyncio.to_thread(self.reader.manifest)  # while the last packs are on their way
 
     async def _batches(self) -> AsyncGenerator[tuple[Batch, dict[str, Recall]]]:
         """What is read, with what the agent has told about its files; that is asked some groups ahead."""
@@ -342,13 +347,21 @@ class _Push:
             if part is None:
                 continue
             pack.add(part, piece.chunk.size)
-            limit = _FIRST_PACK_BYTES if self._packed == 0 else packs.PACK_BYTES
-            if pack.is_full(limit):
+            if pack.is_full(self._pack_bytes(pack)):
                 self._packed += 1
                 await self._packs.put(pack.take())
         if pack.chunks and not self._sending and self._packs.empty():  # the link is idle
             self._packed += 1
             await self._packs.put(pack.take())
+
+    def _pack_bytes(self, pack: _Pack) -> int:
+        """Recipes leave a codec little to find, so a pack of them need not be large, and the link never waits
+        for a large one."""
+        if self._packed == 0:
+            return _FIRST_PACK_BYTES
+        if not _is_said(pack.chunks):
+            return packs.PACK_BYTES
+        return max(_RECIPES_BYTES_MIN, min(packs.PACK_BYTES, int(self._meter.rate_bps / 8 * _RECIPES_S)))
 
     # sending
 
@@ -384,7 +397,7 @@ class _Push:
                 stream_id=writer.header.stream_id,
                 index=writer.next_index,
                 left_bytes=max(self._left, len(raw)),
-                rate_bps=await self._rate_bps(),
+                rate_bps=await self._rate_bps(shown=not _is_said(pack)),
             )
             failpoint("ship.push.before_pack")
             slice_bytes = self._slice_bytes()
@@ -403,9 +416,10 @@ class _Push:
             pack = await self._next()
         yield writer.end()
 
-    async def _rate_bps(self) -> float:
-        """For the first pack a guess; for those behind it what the link has shown meanwhile."""
-        if self.sent_bytes:
+    async def _rate_bps(self, *, shown: bool) -> float:
+        """For the first pack a guess; for those behind it what the link has shown meanwhile, which is waited
+        for where the codec matters."""
+        if self.sent_bytes and shown:
             await self._meter.shown()
         return min(self._meter.rate_bps, self._road.pacer.rate_bps)
 
@@ -418,6 +432,11 @@ class _Push:
         """Small where others share a slow link, large where each write's own cost shows."""
         rate = min(self._meter.rate_bps, self._road.pacer.rate_bps)
         return max(_SLICE_BYTES, min(_SLICE_BYTES_MAX, int(rate / 8 * _SLICE_S)))
+
+
+def _is_said(pack: Sequence[Part]) -> bool:
+    """Whether it is recipes for the most part."""
+    return 2 * sum(part.is_recipe for part in pack) > len(pack)
 
 
 class _Pack:
