@@ -19,7 +19,6 @@ from dwcp.consensus.crypto.hashes import Domain
 CHUNK_BYTES_MIN = 16 << 10
 CHUNK_BYTES_AVERAGE = 64 << 10
 CHUNK_BYTES_MAX = 256 << 10
-SMALL_BYTES_AVERAGES = (512, 1024, 4096)  # what `cut_small` may be asked for
 _WINDOW_BYTES = 4 << 20  # how much is cut at once; bounds memory, does not move boundaries
 
 
@@ -60,16 +59,6 @@ def cut_views(view: memoryview) -> Iterator[memoryview]:
         return
     for chunk in _compiled()(view, CHUNK_BYTES_MIN, CHUNK_BYTES_AVERAGE, CHUNK_BYTES_MAX):
         yield view[chunk.offset : chunk.offset + chunk.length]
-
-
-def cut_small(chunk: bytes, average: int) -> list[bytes]:
-    """Pieces of one chunk, cut by content, for describing what has changed inside it: half the average at
-    least, four times the average at most."""
-    least = average // 2
-    if len(chunk) <= least:
-        return [bytes(chunk)] if chunk else []
-    cuts = _compiled()(memoryview(chunk), least, average, 4 * average)
-    return [chunk[each.offset : each.offset + each.length] for each in cuts]
 
 
 def cut_stream(pieces: Iterable[bytes]) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 from dwcp.compression.chunking import CHUNK_BYTES_MAX, address, cut_views
@@ -20,7 +20,9 @@ from dwcp.compression.manifest import Chunk
 NAME_BYTES = 16
 _SIZE_BYTES = 3
 _ITEM_BYTES = _SIZE_BYTES + NAME_BYTES
-_WINDOW_BYTES = 4 << 20  # how much is cut at once; bounds memory, does not move boundaries
+BUFFER_BYTES_MIN = 2 * CHUNK_BYTES_MAX
+
+Fill = Callable[[memoryview], int]  # puts the next bytes of a file there, one at least; how many
 
 
 def describe(chunks: Iterable[Chunk]) -> bytes:
@@ -51,87 +53,100 @@ class Recall:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """A stretch of the file: chunks that the memory names, from its number `first` on."""
+
+    first: int
+    chunks: list[Chunk]
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
-    """A chunk of the file. `data` is None where the memory names it, as its number `known`."""
+    """A chunk that the memory does not name, and its bytes."""
 
     chunk: Chunk
-    data: bytes | None
-    known: int = -1
+    data: bytes
 
 
 class Cutter:
-    """Cuts one file, given in pieces of any size, in memory bounded by the window."""
+    """Cuts one file in the memory that it is given, of `BUFFER_BYTES_MIN` at least: files of one size after
+    another may share it, and a processor's cache may hold it."""
 
-    def __init__(self, recall: Recall) -> None:
+    def __init__(self, recall: Recall, buffer: memoryview) -> None:
         self._recall = recall
-        self._at = 0  # in the file, of the next chunk
-        self._next = 0  # the older chunk that is expected there
+        self._buffer = buffer
+        self._next = 0  # the older chunk that is expected here
+        self._missed = (0, b"")  # size and address of what stands here instead
 
-    def cut(self, pieces: Iterable[bytes]) -> Iterator[Found]:
-        """Raises what the pieces raise."""
-        waiting: list[bytes] = []
-        size = 0
-        for piece in pieces:
-            waiting.append(piece)
-            size += len(piece)
-            if size >= _WINDOW_BYTES:
-                view = memoryview(_joined(waiting))
-                before = self._at
-                yield from self._cut(view, final=False)
-                rest = bytes(view[self._at - before :])
-                waiting, size = [rest], len(rest)
-        yield from self._cut(memoryview(_joined(waiting)), final=True)
+    def cut(self, fill: Fill, size: int) -> Iterator[Known | Found]:
+        """`size` bytes of the file. Raises what `fill` raises."""
+        buffer = self._buffer
+        offset = held = 0  # in the file of the buffer's first byte; bytes in the buffer
+        while offset + held < size:
+            while held < len(buffer) and offset + held < size:
+                held += fill(buffer[held : held + size - offset])
+            done = yield from self._cut(buffer[:held], offset, final=offset + held == size)
+            buffer[: held - done] = buffer[done:held]
+            offset += done
+            held -= done
 
-    def _cut(self, view: memoryview, *, final: bool) -> Iterator[Found]:
-        """All chunks that end for sure in this window: the last `CHUNK_BYTES_MAX` bytes may need more."""
+    def _cut(self, view: memoryview, offset: int, *, final: bool) -> Generator[Known | Found, None, int]:
+        """All chunks that end for sure in this window; returns their bytes."""
         at = 0
-        least = 1 if final else CHUNK_BYTES_MAX
-        while len(view) - at >= least:
-            found = self._expected(view, at, final=final)
-            if found is not None:
-                self._at += found.chunk.size
-                at += found.chunk.size
-                yield found
+        while at < len(view):
+            known, end = self._expected(view, at, final=final)
+            if known:
+                yield Known(self._next - len(known), known)
+                at = end
                 continue
+            if not final and len(view) - at < CHUNK_BYTES_MAX:
+                break  # to search its end may need more
             for piece in cut_views(view[at:]):
                 found = self._searched(piece)
-                self._at += len(piece)
                 at += len(piece)
                 yield found
-                if len(view) - at < least or found.known >= 0 or self._expect_here():
+                enough = final or len(view) - at >= CHUNK_BYTES_MAX
+                if not enough or isinstance(found, Known) or self._expect_at(offset + at):
                     break
+        return at
 
-    def _expect_here(self) -> bool:
+    def _expect_at(self, offset: int) -> bool:
         """Whether an older chunk began at this offset: an edit in place is over there."""
-        number = self._recall.by_offset.get(self._at)
+        number = self._recall.by_offset.get(offset)
         if number is None:
             return False
         self._next = number
         return True
 
-    def _expected(self, view: memoryview, at: int, *, final: bool) -> Found | None:
-        recall, number = self._recall, self._next
-        if number >= len(recall.sizes):
-            return None
-        size = recall.sizes[number]
-        end = at + size
-        was_last = number + 1 == len(recall.sizes)  # the end of its file may have cut it
-        if end > len(view) or (was_last and not (final and end == len(view))):
-            return None
-        name = address(view[at:end])
-        if name[:NAME_BYTES] != recall.names[number]:
-            return None
-        self._next = number + 1
-        return Found(Chunk(name, size), None, number)
+    def _expected(self, view: memoryview, at: int, *, final: bool) -> tuple[list[Chunk], int]:
+        """The older chunks that stand here one after another, and where they end."""
+        sizes, names = self._recall.sizes, self._recall.names
+        last = len(sizes) - 1  # the end of its file may have cut it
+        number, whole = self._next, len(view)
+        chunks: list[Chunk] = []
+        self._missed = (0, b"")
+        while number <= last:
+            size = sizes[number]
+            end = at + size
+            if end > whole or (number == last and not (final and end == whole)):
+                break
+            name = address(view[at:end])
+            if name[:NAME_BYTES] != names[number]:
+                self._missed = (size, name)
+                break
+            chunks.append(Chunk(name, size))
+            number += 1
+            at = end
+        self._next = number
+        return chunks, at
 
-    def _searched(self, piece: memoryview) -> Found:
-        name = address(piece)
+    def _searched(self, piece: memoryview) -> Known | Found:
+        size, missed = self._missed
+        name = missed if len(piece) == size else address(piece)
+        self._missed = (0, b"")
+        chunk = Chunk(name, len(piece))
         number = self._recall.by_name.get(name[:NAME_BYTES], -1)
         if number < 0:
-            return Found(Chunk(name, len(piece)), bytes(piece))
+            return Found(chunk, bytes(piece))
         self._next = number + 1
-        return Found(Chunk(name, len(piece)), None, number)
-
-
-def _joined(pieces: list[bytes]) -> bytes:
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return Known(number, [chunk])

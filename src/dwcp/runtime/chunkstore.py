@@ -23,7 +23,7 @@ import secrets
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -144,15 +144,7 @@ class ChunkStore:
 
     def get(self, name: bytes) -> bytes:
         """A chunk, its hash checked. Raises `ChunkMissing` or `ChunkDamaged`."""
-        path = self._chunk_path(name)
-        try:
-            with path.open("rb") as file:
-                data = file.read(CHUNK_BYTES_MAX + 1)
-        except FileNotFoundError as exc:
-            self._forget(name)
-            raise ChunkMissing(f"chunk {name.hex()[:12]} is not in {self.directory}") from exc
-        except OSError as exc:
-            raise StoreUnusable(f"{path}: cannot be read: {exc.strerror}") from exc
+        data = self.peek(name)
         if address(data) != name:
             self._discard(name)
             raise ChunkDamaged(
@@ -162,6 +154,21 @@ class ChunkStore:
             if held := self._chunks.get(name):
                 held.trusted = True
         return data
+
+    def peek(self, name: bytes) -> bytes:
+        """What lies there as this chunk, its hash not checked: for guesses. Raises `ChunkMissing`."""
+        path = f"{self._folder}/chunks/{name[:1].hex()}/{name[1:].hex()}"
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return os.read(descriptor, CHUNK_BYTES_MAX + 1)
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError as exc:
+            self._forget(name)
+            raise ChunkMissing(f"chunk {name.hex()[:12]} is not in {self.directory}") from exc
+        except OSError as exc:
+            raise StoreUnusable(f"{path}: cannot be read: {exc.strerror}") from exc
 
     def recheck(self, names: Iterable[bytes]) -> None:
         """Removes every one of these that is damaged: where one is, more may be, and `has` must not vouch
@@ -192,16 +199,23 @@ class ChunkStore:
     def hold(self, names: Iterable[bytes]) -> Iterator[None]:
         """While it lasts none of these chunks is swept, whether it is here already or comes later."""
         held = tuple(names)
-        with self._lock:
-            self._holds.update(held)
+        self.pin(held)
         try:
             yield
         finally:
-            with self._lock:
-                for name in held:  # one by one: there may be many holds beside this one
-                    self._holds[name] -= 1
-                    if self._holds[name] <= 0:
-                        del self._holds[name]
+            self.unpin(held)
+
+    def pin(self, names: Collection[bytes]) -> None:
+        """`hold` until `unpin`, as often as it was pinned."""
+        with self._lock:
+            self._holds.update(names)
+
+    def unpin(self, names: Collection[bytes]) -> None:
+        with self._lock:
+            for name in names:  # one by one: there may be many holds beside this one
+                self._holds[name] -= 1
+                if self._holds[name] <= 0:
+                    del self._holds[name]
 
     # manifests
 

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import httpx
 
 from dwcp.compression import deltas, relative
-from dwcp.compression.chunking import SMALL_BYTES_AVERAGES
 from dwcp.compression.deltas import Sketch
 from dwcp.compression.errors import ChunkMissing, RequestInvalid, SourceLied
 from dwcp.compression.manifest import Chunk
 from dwcp.compression.recall import Recall, describe
+from dwcp.compression.rolling import MULTIPLIER_MAX, RollingHash
 from dwcp.consensus.core.errors import MalformedFrame
 from dwcp.consensus.crypto import codec
 from dwcp.consensus.crypto.codec import Record
@@ -29,6 +29,8 @@ NEAR_PATH = "/v1/chunks/near"
 HELD_FILES_MAX = 512
 HELD_CHUNKS_MAX = 65_536  # in one answer; files beyond are answered as if they were not there
 NEAR_HINTS_MAX = 1024
+BLOCK_BYTES = (256, 512, 1024)  # of sketches
+_SKETCH_BYTES = 64  # of one beside its hashes, at most
 _QUESTION_BYTES_MAX = 2 << 20
 _HELD_BYTES_MAX = 2 << 20
 _NEAR_BYTES_MAX = 4 << 20
@@ -44,9 +46,10 @@ class Hint(Record, frozen=True):
 
 
 class NearRequest(Record, frozen=True):
-    """`POST /v1/chunks/near`: the average size of a sketch's pieces, and places."""
+    """`POST /v1/chunks/near`: the size of a sketch's blocks, the multiplier of their hash, and places."""
 
-    piece_bytes: int
+    block_bytes: int
+    multiplier: int
     hints: tuple[Hint, ...]
 
 
@@ -116,7 +119,7 @@ async def near(
     url: str,
     hints: Sequence[Hint],
     *,
-    piece_bytes: int,
+    hashing: RollingHash,
     extensions: Extensions = None,
 ) -> list[tuple[Sketch, ...]]:
     """Sketches of what the agent has at these places. Raises `SourceFailed` or `SourceLied`."""
@@ -127,7 +130,7 @@ async def near(
             client,
             "POST",
             url + NEAR_PATH,
-            body=relative.pack(codec.encode(NearRequest(piece_bytes, part))),
+            body=relative.pack(codec.encode(NearRequest(hashing.block_bytes, hashing.multiplier, part))),
             size_max=_NEAR_BYTES_MAX,
             stall_s=_SILENCE_S,
             extensions=extensions,
@@ -150,21 +153,22 @@ def near_answer(body: bytes, store: ChunkStore) -> bytes:
         raise RequestInvalid(f"this is no question about places: {exc}") from exc
     if len(request.hints) > NEAR_HINTS_MAX:
         raise RequestInvalid(f"{len(request.hints)} places in one question, {NEAR_HINTS_MAX} are allowed")
-    if request.piece_bytes not in SMALL_BYTES_AVERAGES:
-        raise RequestInvalid(f"pieces of {request.piece_bytes} bytes, not one of {SMALL_BYTES_AVERAGES}")
+    if request.block_bytes not in BLOCK_BYTES or not 0 <= request.multiplier <= MULTIPLIER_MAX:
+        raise RequestInvalid(f"blocks of {request.block_bytes} bytes, not one of {BLOCK_BYTES}")
+    hashing = RollingHash(request.block_bytes, request.multiplier)
     left = _NEAR_BYTES_MAX // 2
     answers: list[tuple[Sketch, ...]] = []
     for hint in request.hints:  # what no longer fits travels whole
-        answers.append(_at(hint, store, request.piece_bytes) if left > 0 else ())
-        left -= sum(len(sketch.hashes) + 5 * len(sketch.sizes) for sketch in answers[-1])
+        answers.append(_at(hint, store, hashing) if left > 0 else ())
+        left -= sum(len(sketch.hashes) + _SKETCH_BYTES for sketch in answers[-1])
     return codec.encode(NearAnswer(tuple(answers)))
 
 
-def _at(hint: Hint, store: ChunkStore, piece_bytes: int) -> tuple[Sketch, ...]:
+def _at(hint: Hint, store: ChunkStore, hashing: RollingHash) -> tuple[Sketch, ...]:
     if hint.first < 0 or not 0 < hint.count <= deltas.BASES_MAX:
         raise RequestInvalid(f"{hint.count} chunks from number {hint.first} on are no place")
     sketches: list[Sketch] = []
     for chunk in newest(store, hint.path)[hint.first : hint.first + hint.count]:
         with contextlib.suppress(ChunkMissing):
-            sketches.append(deltas.sketch(chunk.address, store.get(chunk.address), piece_bytes))
+            sketches.append(deltas.sketch(chunk.address, store.peek(chunk.address), hashing))
     return tuple(sketches)

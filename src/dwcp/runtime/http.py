@@ -11,6 +11,7 @@ import asyncio
 import functools
 import socket
 import ssl
+import sys
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -239,6 +240,7 @@ async def serve_configured(
 
 def client(tls: TlsFiles, *, timeout_s: float = 10.0) -> httpx.AsyncClient:
     """A client that shows this process's certificate and trusts the installation's authority alone."""
+    sys.modules.setdefault("sniffio", None)  # type: ignore[arg-type]  # else httpcore looks for it at each request
     limits = httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=60)
     return httpx.AsyncClient(
         verify=client_context(tls), timeout=timeout_s, limits=limits, trust_env=False, follow_redirects=False

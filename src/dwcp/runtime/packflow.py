@@ -29,6 +29,7 @@ _PACK_BYTES_FIRST = 256 << 10  # little is lost where the first guess of the rat
 _PACK_S_MAX = 16.0  # on the wire, were it sent raw
 _PACK_FAST_BPS = 400e6
 _PACK_LEFT_SHARE = 4  # of what is left, so that the last packs end together
+_RECIPES_S, _RECIPES_BYTES_MIN = 0.05, 64 << 10  # a pack of recipes is sent in this time
 
 Load = Callable[[Chunk], bytes]  # where the bytes of a chunk come from; blocking
 
@@ -82,7 +83,7 @@ class PackSizes:
 
     A codec finds more in a larger pack, but a link waits for the first ones, other streams for the last ones,
     and what breaks off is sent again. Where the link is fast no codec is used that would find more, and a small
-    pack stays in the processor's cache.
+    pack stays in the processor's cache. Recipes leave a codec little to find, so a pack of them is small.
     """
 
     def __init__(self, left_bytes: int) -> None:
@@ -100,9 +101,11 @@ class PackSizes:
         if self._taken > 1 and self._taken % 2:
             self._limit = min(2 * self._limit, PUSHED_BYTES_MOST)
 
-    def next(self, rate_bps: float) -> int:
+    def next(self, rate_bps: float, *, recipes: bool = False) -> int:
         if not self._taken:
             return _PACK_BYTES_FIRST
+        if recipes:
+            return max(_RECIPES_BYTES_MIN, min(PACK_BYTES, int(rate_bps / 8 * _RECIPES_S)))
         most = (
             PACK_BYTES
             if rate_bps > _PACK_FAST_BPS

@@ -32,7 +32,8 @@ from dwcp.runtime.http import Refusal, json_response, principal
 from dwcp.runtime.linkmeter import LinkMeter
 from dwcp.runtime.packflow import Chooser, Moved, Outflow, Pacer, stream
 from dwcp.runtime.payloads import PAYLOADS_PATH, SENT, SENT_PATH, Sent, SentList, receive
-from dwcp.runtime.pushing import CHUNKS_PATH, Pushes
+from dwcp.runtime.pushes import Pushes
+from dwcp.runtime.pushing import CHUNKS_PATH
 from dwcp.runtime.shipping import (
     HAVE_PATH,
     MANIFESTS_PATH,

@@ -18,46 +18,43 @@ import itertools
 import secrets
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpx
 
 from dwcp.compression import deltas, packs
 from dwcp.compression import manifest as manifests
-from dwcp.compression.chunking import CHUNK_BYTES_MAX, address
-from dwcp.compression.container import STREAM_ID_SIZE, Header, PackedBlock, Writer
-from dwcp.compression.container import Reader as BlockReader
+from dwcp.compression.chunking import CHUNK_BYTES_MAX
+from dwcp.compression.container import STREAM_ID_SIZE, Header, Writer
 from dwcp.compression.deltas import Sketch
 from dwcp.compression.errors import (
-    BombRefused,
-    RequestInvalid,
     SourceFailed,
-    StoreFull,
     TransferError,
 )
 from dwcp.compression.manifest import Chunk, Entry, Kind, Manifest
 from dwcp.compression.packs import Part
-from dwcp.compression.recall import Cutter, Found, Recall
-from dwcp.runtime.chunkstore import ChunkStore
+from dwcp.compression.recall import Cutter, Found, Known, Recall
+from dwcp.compression.rolling import RollingHash
 from dwcp.runtime.failpoints import failpoint
 from dwcp.runtime.held import HELD_FILES_MAX, Hint, held, near
 from dwcp.runtime.linkmeter import LinkMeter
 from dwcp.runtime.packflow import Chooser, Pacer, PackSizes
 from dwcp.runtime.shipping import have, require_taken, unreachable
-from dwcp.runtime.trees import Node, Tree, read_file, require_unchanged
+from dwcp.runtime.trees import Node, Tree, reading, require_unchanged
 
 CHUNKS_PATH = "/v1/chunks"
 _TELLING_CHUNKS = 2
-_PIECES = ((20e6, 512), (200e6, 1024))  # of sketches, below a rate: small ones take longer and save more
-_PIECE_BYTES_MOST = 4096
-_HINTS_UNMEASURED = 96  # so many are asked with small pieces: on a slow link these may be all there are
-PUSHES_MAX = 256  # under way at one agent
+_BLOCK_BYTES, _BLOCK_BYTES_FAST = 512, 1024  # of sketches
+_FAST_BPS = 200e6  # where the time for small blocks is worth more than the bytes that they save
+_HINTS_UNMEASURED = 96  # so many are asked with small blocks: on a slow link these may be all there are
 STREAMS = 3  # one packs while one sends, and a lost packet stops one of them only
 _BATCH_BYTES_FIRST, _BATCH_BYTES = 1 << 20, 8 << 20
 _BATCH_CHUNKS = 2048
 _ASKED_AHEAD = 3
-_GROUP_BYTES = 32 << 20
+_GROUP_BYTES, _GROUP_BYTES_MAX = 32 << 20, 256 << 20
+_GROUPS_LEFT = 4  # no group is larger than this part of what is left
 _GROUPS_AHEAD = 3
+_BUFFER_BYTES = 1 << 20  # of a file at once: what was read is still in a core's cache when it is hashed
 _SLICE_BYTES = 128 << 10
 _SLICE_BYTES_MAX = 1 << 20
 _SLICE_S = 0.01
@@ -66,14 +63,27 @@ _ANSWER_S_MAX = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A chunk as it was read. `data` is empty where the agent is known to have it (`known`: its number in the
-    agent's file), or an equal one is on its way already."""
+    """A chunk that the agent's files at our paths have not."""
 
     chunk: Chunk
     data: bytes
     path: str
     offset: int
-    known: int = -1
+
+
+@dataclass(slots=True)
+class Batch:
+    """What was read of some files, or of a part of one."""
+
+    fresh: list[Piece] = field(default_factory=list)
+    known: dict[str, list[range]] = field(default_factory=dict)  # by path: numbers of the agent's chunks
+    counts: Counter[str] = field(default_factory=Counter)  # chunks by path
+    fresh_bytes: int = 0
+    there_bytes: int = 0  # what the agent is known to have, or what is on its way already
+
+    def numbers(self, path: str) -> set[int]:
+        """Those of the agent's chunks of the file there that stand in this batch unchanged."""
+        return set(itertools.chain.from_iterable(self.known.get(path, ())))
 
 
 Settled = Callable[[int, int], None]  # (raw bytes that are now at the agent, of these: sent by us)
@@ -116,8 +126,8 @@ async def push(tree: Tree, road: Road) -> Pushed:
                 tasks.create_task(pushing.stream(first=number == 0))
     except BaseExceptionGroup as group:
         raise _worst(group) from group
-    await asyncio.to_thread(require_unchanged, tree)
-    return Pushed(pushing.reader.manifest(), pushing.reader.known, pushing.sent_bytes)
+    assert pushing.manifest is not None  # the feed has ended
+    return Pushed(pushing.manifest, pushing.reader.known, pushing.sent_bytes)
 
 
 def _worst(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -134,41 +144,61 @@ class _Files:
         self._entries: list[Entry] = []
         self._seen: set[bytes] = set()
         self._fresh = 0
+        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self.known: dict[str, tuple[int, ...]] = {}  # by path, see `relative.encode`
 
     def groups(self) -> Iterator[list[Node]]:
-        """The tree's nodes in the stretches in which they are asked for and read."""
+        """The tree's nodes in the stretches in which they are asked for and read: larger and larger ones, for
+        each costs questions, and small ones at the end, whose answers nothing hides."""
         group: list[Node] = []
         size = files = 0
+        left = self._tree.total_bytes
+        limit = _GROUP_BYTES
         for node in self._tree.nodes:
             group.append(node)
             size += node.size
             files += node.kind == Kind.FILE
-            if size >= _GROUP_BYTES or files >= HELD_FILES_MAX:
+            if size >= limit or files >= HELD_FILES_MAX:
+                left -= size
+                limit = min(2 * limit, max(_GROUP_BYTES, left // _GROUPS_LEFT), _GROUP_BYTES_MAX)
                 yield group
                 group, size, files = [], 0, 0
         yield group
 
-    def batches(self, group: list[Node], recalls: dict[str, Recall]) -> Iterator[list[Piece]]:
+    def batches(self, group: list[Node], recalls: dict[str, Recall]) -> Iterator[Batch]:
         """Blocking. Raises `PayloadChanged`."""
-        batch: list[Piece] = []
-        size = 0
+        batch = Batch()
+        chunks = 0
         for node in group:
             offset = 0
             for found in self._chunks(node, recalls.get(node.path, _NOTHING)):
-                chunk = found.chunk
-                data = found.data if found.data is not None and chunk.address not in self._seen else b""
-                batch.append(Piece(chunk, data, node.path, offset, found.known))
-                self._seen.add(chunk.address)
-                offset += chunk.size
-                size += len(data)
-                if size >= self._batch_bytes or len(batch) >= _BATCH_CHUNKS:
-                    self._fresh += size
+                if isinstance(found, Known):
+                    size = sum(chunk.size for chunk in found.chunks)
+                    stretch = range(found.first, found.first + len(found.chunks))
+                    batch.known.setdefault(node.path, []).append(stretch)
+                    batch.there_bytes += size
+                else:
+                    stretch = range(1)
+                    size = found.chunk.size
+                    self._add(batch, found, node.path, offset)
+                batch.counts[node.path] += len(stretch)
+                chunks += len(stretch)
+                offset += size
+                if batch.fresh_bytes >= self._batch_bytes or chunks >= _BATCH_CHUNKS:
+                    self._fresh += batch.fresh_bytes
                     yield batch
-                    batch, size = [], 0
-        self._fresh += size
-        if batch:
+                    batch, chunks = Batch(), 0
+        self._fresh += batch.fresh_bytes
+        if chunks:
             yield batch
+
+    def _add(self, batch: Batch, found: Found, path: str, offset: int) -> None:
+        if found.chunk.address in self._seen:
+            batch.there_bytes += found.chunk.size
+            return
+        self._seen.add(found.chunk.address)
+        batch.fresh.append(Piece(found.chunk, found.data, path, offset))
+        batch.fresh_bytes += found.chunk.size
 
     @property
     def _batch_bytes(self) -> int:
@@ -177,16 +207,23 @@ class _Files:
         return min(_BATCH_BYTES, max(_BATCH_BYTES_FIRST, self._fresh // 2))
 
     def manifest(self) -> Manifest:
+        """Of all that was read. Raises `PayloadChanged` where the tree is another by now."""
+        require_unchanged(self._tree)
         return manifests.make(self._entries, self._tree.limits)
 
-    def _chunks(self, node: Node, recall: Recall) -> Iterator[Found]:
+    def _chunks(self, node: Node, recall: Recall) -> Iterator[Known | Found]:
         chunks: list[Chunk] = []
         known: list[int] = []
         if node.kind == Kind.FILE:
-            for found in Cutter(recall).cut(read_file(self._tree, node)):
-                chunks.append(found.chunk)
-                known.append(found.known)
-                yield found
+            with reading(self._tree, node) as fill:
+                for found in Cutter(recall, self._buffer).cut(fill, node.size):
+                    if isinstance(found, Known):
+                        chunks += found.chunks
+                        known += range(found.first, found.first + len(found.chunks))
+                    else:
+                        chunks.append(found.chunk)
+                        known.append(-1)
+                    yield found
         if any(number >= 0 for number in known):
             self.known[node.path] = tuple(known)
         self._entries.append(Entry(node.path, node.kind, node.mode, node.size, tuple(chunks), node.target))
@@ -199,6 +236,7 @@ class _Push:
     def __init__(self, tree: Tree, road: Road) -> None:
         self.reader = _Files(tree)
         self.sent_bytes = 0
+        self.manifest: Manifest | None = None
         self._road = road
         self._packs: asyncio.Queue[list[Part] | None] = asyncio.Queue(maxsize=road.streams)
         loop = asyncio.get_running_loop()
@@ -207,6 +245,8 @@ class _Push:
         self._pace_known = asyncio.Event()  # the first pack has left: other streams may begin
         self._sizes = PackSizes(tree.total_bytes)
         self._hinted = 0
+        multiplier = secrets.randbits(64) | 1
+        self._hashing = [RollingHash(size, multiplier) for size in (_BLOCK_BYTES, _BLOCK_BYTES_FAST)]
         self._sending = 0  # packs that streams have in hand
         self._left = tree.total_bytes
         self._choice = road.chooser.begin()
@@ -215,7 +255,7 @@ class _Push:
 
     async def feed(self) -> None:
         """Reads, asks, and hands packs to the streams."""
-        asked: deque[tuple[list[Piece], asyncio.Task[dict[bytes, Part]]]] = deque()
+        asked: deque[tuple[Batch, asyncio.Task[dict[bytes, Part]]]] = deque()
         pack = _Pack()
         try:
             async with contextlib.aclosing(self._batches()) as batches:
@@ -232,8 +272,9 @@ class _Push:
             await self._hand_over(pack)
         for _ in range(self._road.streams):
             await self._packs.put(None)
+        self.manifest = await asyncio.to_thread(self.reader.manifest)  # while the last packs are on their way
 
-    async def _batches(self) -> AsyncGenerator[tuple[list[Piece], dict[str, Recall]]]:
+    async def _batches(self) -> AsyncGenerator[tuple[Batch, dict[str, Recall]]]:
         """What is read, with what the agent has told about its files; that is asked some groups ahead."""
         groups = self.reader.groups()
         ahead: deque[tuple[list[Node], asyncio.Task[dict[str, Recall]]]] = deque()
@@ -258,9 +299,9 @@ class _Push:
             return {}
         return await held(self._road.client, self._road.url, paths, extensions=self._extensions)
 
-    async def _ask(self, batch: list[Piece], recalls: dict[str, Recall]) -> dict[bytes, Part]:
+    async def _ask(self, batch: Batch, recalls: dict[str, Recall]) -> dict[bytes, Part]:
         """What of the batch has to travel, by address: chunks that the agent lacks, or recipes for them."""
-        fresh = [piece for piece in batch if piece.data]
+        fresh = batch.fresh
         if not fresh:
             return {}
         plan = [piece.chunk for piece in fresh]
@@ -272,31 +313,35 @@ class _Push:
         said = recipes.result()
         return {piece.chunk.address: said.get(piece.chunk.address, Part(piece.data)) for piece in lacking}
 
-    async def _recipes(self, changed: list[tuple[Piece, Hint]]) -> dict[bytes, Part]:
+    async def _recipes(self, changed: list[Changed]) -> dict[bytes, Part]:
         """Those chunks that can be said shorter."""
         if not changed:
             return {}
-        rate = self._meter.rate_bps if self._hinted > _HINTS_UNMEASURED else 0.0
+        fast = self._hinted > _HINTS_UNMEASURED and self._meter.rate_bps > _FAST_BPS
         self._hinted += len(changed)
-        size = next((size for below_bps, size in _PIECES if rate < below_bps), _PIECE_BYTES_MOST)
-        pieces, hints = zip(*changed, strict=True)
+        hashing = self._hashing[fast]
         sketches = await near(
-            self._road.client, self._road.url, hints, piece_bytes=size, extensions=self._extensions
+            self._road.client,
+            self._road.url,
+            [each.hint for each in changed],
+            hashing=hashing,
+            extensions=self._extensions,
         )
-        return await asyncio.to_thread(_shorter, pieces, sketches, size)
+        return await asyncio.to_thread(_shorter, changed, sketches, hashing)
 
-    async def _settle(
-        self, batch: list[Piece], question: asyncio.Task[dict[bytes, Part]], pack: _Pack
-    ) -> None:
+    async def _settle(self, batch: Batch, question: asyncio.Task[dict[bytes, Part]], pack: _Pack) -> None:
         parts = await question
-        for piece in batch:
-            self._sizes.passed(piece.chunk.size)
-            part = parts.get(piece.chunk.address) if piece.data else None
+        there = batch.there_bytes + sum(p.chunk.size for p in batch.fresh if p.chunk.address not in parts)
+        if there:
+            self._road.settled(there, 0)
+            self._sizes.passed(there)
+        for piece in batch.fresh:
+            part = parts.get(piece.chunk.address)
             if part is None:
-                self._road.settled(piece.chunk.size, 0)
                 continue
             pack.add(part, piece.chunk.size)
-            if pack.is_full(self._sizes.next(self._meter.rate_bps)):
+            self._sizes.passed(piece.chunk.size)
+            if pack.is_full(self._sizes.next(self._meter.rate_bps, recipes=pack.said)):
                 await self._hand_over(pack)
         if pack.chunks and not self._sending and self._packs.empty():  # the link is idle
             await self._hand_over(pack)
@@ -339,7 +384,7 @@ class _Push:
                 stream_id=writer.header.stream_id,
                 index=writer.next_index,
                 left_bytes=max(self._left, len(raw)),
-                rate_bps=await self._rate_bps(),
+                rate_bps=await self._rate_bps(shown=not _is_said(pack)),
             )
             failpoint("ship.push.before_pack")
             slice_bytes = self._slice_bytes()
@@ -358,9 +403,10 @@ class _Push:
             pack = await self._next()
         yield writer.end()
 
-    async def _rate_bps(self) -> float:
-        """For the first pack a guess; for those behind it what the link has shown meanwhile."""
-        if self.sent_bytes:
+    async def _rate_bps(self, *, shown: bool) -> float:
+        """For the first pack a guess; for those behind it what the link has shown meanwhile, which is waited
+        for where the codec matters."""
+        if self.sent_bytes and shown:
             await self._meter.shown()
         return min(self._meter.rate_bps, self._road.pacer.rate_bps)
 
@@ -375,6 +421,11 @@ class _Push:
         return max(_SLICE_BYTES, min(_SLICE_BYTES_MAX, int(rate / 8 * _SLICE_S)))
 
 
+def _is_said(pack: Sequence[Part]) -> bool:
+    """Whether it is recipes for the most part."""
+    return 2 * sum(part.is_recipe for part in pack) > len(pack)
+
+
 class _Pack:
     """The pack under way."""
 
@@ -382,9 +433,16 @@ class _Pack:
         self.chunks: list[Part] = []
         self._size = 0
         self._rebuilt = 0
+        self._recipes = 0
+
+    @property
+    def said(self) -> bool:
+        """Whether it is recipes for the most part."""
+        return 2 * self._recipes > len(self.chunks)
 
     def add(self, part: Part, chunk_size: int) -> None:
         self.chunks.append(part)
+        self._recipes += part.is_recipe
         self._size += len(part.data)
         self._rebuilt += chunk_size
 
@@ -393,143 +451,48 @@ class _Pack:
         return full or self._rebuilt > packs.PARCEL_REBUILT_MAX - CHUNK_BYTES_MAX
 
     def take(self) -> list[Part]:
-        taken, self.chunks, self._size, self._rebuilt = self.chunks, [], 0, 0
+        taken, self.chunks = self.chunks, []
+        self._size = self._rebuilt = self._recipes = 0
         return taken
 
 
-def changed_a_little(batch: Sequence[Piece], recalls: Mapping[str, Recall]) -> list[tuple[Piece, Hint]]:
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A chunk that may be like what the agent has at its place; `at`: its offset less that of the first of
+    these chunks in the agent's file."""
+
+    piece: Piece
+    hint: Hint
+    at: int
+
+
+def changed_a_little(batch: Batch, recalls: Mapping[str, Recall]) -> list[Changed]:
     """Chunks that may be like what the agent has at their places: in files of which it has something in this
     batch, and in files too small to tell. A file of which nothing is there was replaced; asking would cost
     more. Chunks that are there unchanged are not what became of another."""
-    known: dict[str, set[int]] = {}
-    for piece in batch:
-        if piece.known >= 0:
-            known.setdefault(piece.path, set()).add(piece.known)
-    count = Counter(piece.path for piece in batch)
+    known = {path: batch.numbers(path) for path in {piece.path for piece in batch.fresh}}
     changed = []
-    for piece in batch:
+    for piece in batch.fresh:
         recall = recalls.get(piece.path)
-        if not piece.data or recall is None:
-            continue
-        if piece.path not in known and count[piece.path] > _TELLING_CHUNKS:
+        if recall is None or (not known[piece.path] and batch.counts[piece.path] > _TELLING_CHUNKS):
             continue
         numbers = recall.around(piece.offset, piece.chunk.size)
-        gone = [number for number in numbers if number not in known.get(piece.path, ())] or numbers
+        gone = [number for number in numbers if number not in known[piece.path]] or numbers
         if gone:
             first = gone[0]
             span = min(gone[-1] + 1 - first, deltas.BASES_MAX)
-            changed.append((piece, Hint(piece.path, first, span)))
+            at = piece.offset - recall.starts[first]
+            changed.append(Changed(piece, Hint(piece.path, first, span), at))
     return changed
 
 
 def _shorter(
-    pieces: Sequence[Piece], sketches: Sequence[tuple[Sketch, ...]], piece_bytes: int
+    changed: Sequence[Changed], sketches: Sequence[tuple[Sketch, ...]], hashing: RollingHash
 ) -> dict[bytes, Part]:
     """In a thread: the recipes that save something."""
     found = {}
-    for piece, bases in zip(pieces, sketches, strict=True):
-        made = deltas.recipe(piece.data, bases, piece_bytes) if bases else None
+    for each, bases in zip(changed, sketches, strict=True):
+        made = deltas.recipe(each.piece.data, bases, hashing, at=each.at) if bases else None
         if made is not None:
-            found[piece.chunk.address] = Part(made, is_recipe=True)
+            found[each.piece.chunk.address] = Part(made, is_recipe=True)
     return found
-
-
-@dataclass(slots=True)
-class _Begun:
-    """One push as its receiver knows it: what it holds, its open streams, and why it cannot go on."""
-
-    store: ChunkStore
-    heard_s: float
-    holds: contextlib.ExitStack
-    streams: int = 0
-    full: StoreFull | None = None
-
-
-class Pushes:
-    """The receiving side's account of pushes under way: what each has sent is not swept.
-
-    A push that was not heard of for `kept_s` is forgotten, as is the oldest where there are too many;
-    its chunks stay while there is room.
-    """
-
-    def __init__(self, *, clock: Callable[[], float], kept_s: float = 600.0) -> None:
-        self._clock = clock
-        self._kept_s = kept_s
-        self._begun: dict[str, _Begun] = {}
-
-    async def take(self, name: str, body: AsyncIterator[bytes], store: ChunkStore) -> int:
-        """Packs from anybody into the store; returns their chunks' bytes.
-
-        Raises `TransferError`. After `StoreFull` nothing of the push is left once its last stream has ended:
-        a full disk must not stay full of what failed.
-        """
-        begun = self._of(store, name)
-        if begun.full is not None:  # a stream of a push that has failed already
-            raise begun.full
-        begun.streams += 1
-        try:
-            return await self._take(begun, body)
-        except StoreFull as exc:
-            begun.full = exc
-            raise
-        finally:
-            begun.streams -= 1
-            if begun.full is not None and not begun.streams:
-                begun.holds.close()
-                await asyncio.to_thread(store.sweep)
-
-    async def _take(self, begun: _Begun, body: AsyncIterator[bytes]) -> int:
-        """One pack is unpacked while the next one arrives."""
-        reader = BlockReader(raw_bytes_max=1 << 62, block_bytes_max=packs.PARCEL_BYTES_MAX)
-        raw_bytes = 0
-        working: asyncio.Future[int] | None = None
-        try:
-            async for data in body:
-                if begun.full is not None:
-                    raise begun.full
-                for item in reader.feed(data):
-                    if isinstance(item, PackedBlock):
-                        if working is not None:
-                            raw_bytes += await asyncio.shield(working)
-                        begun.heard_s = self._clock()
-                        working = asyncio.ensure_future(asyncio.to_thread(_keep, item, begun))
-            reader.finish()
-            if working is not None:
-                raw_bytes += await asyncio.shield(working)
-        finally:
-            if working is not None:
-                await asyncio.gather(working, return_exceptions=True)
-        return raw_bytes
-
-    def end(self, name: str) -> None:
-        """The push was committed or given up."""
-        if begun := self._begun.pop(name, None):
-            begun.holds.close()
-
-    def _of(self, store: ChunkStore, name: str) -> _Begun:
-        now_s = self._clock()
-        idle = sorted((begun.heard_s, other) for other, begun in self._begun.items() if not begun.streams)
-        too_many = max(0, len(self._begun) - PUSHES_MAX)
-        for at, (heard_s, other) in enumerate(idle):
-            if at < too_many or now_s - heard_s > self._kept_s:
-                self.end(other)
-        begun = self._begun.setdefault(name, _Begun(store, now_s, contextlib.ExitStack()))
-        if begun.store is not store:
-            raise RequestInvalid(f"push {name} belongs to somebody else")
-        return begun
-
-
-def _keep(block: PackedBlock, begun: _Begun) -> int:
-    """In a thread: checks a pack and keeps its chunks."""
-    rebuilt = 0
-    for part in packs.unparcel(block.unpack()):
-        chunk = deltas.rebuild(bytes(part.data), begun.store.get) if part.is_recipe else part.data
-        rebuilt += len(chunk)
-        if rebuilt > packs.PARCEL_REBUILT_MAX:
-            raise BombRefused(f"the recipes of one pack make more than {packs.PARCEL_REBUILT_MAX} bytes")
-        name = address(chunk)
-        begun.holds.enter_context(begun.store.hold((name,)))
-        failpoint("ship.target.before_chunk")
-        begun.store.keep(name, chunk)
-        failpoint("ship.target.after_chunk")
-    return block.raw_size

@@ -107,17 +107,39 @@ def require_unchanged(tree: Tree) -> None:
 
 def read_file(tree: Tree, node: Node) -> Iterator[bytes]:
     """The bytes of one file in pieces. Raises `PayloadChanged` unless it stays what it was."""
-    descriptor = _open_node(tree, node)
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
+    with reading(tree, node) as fill:
         left = node.size
+        buffer = memoryview(bytearray(min(left, _PIECE_BYTES)))
         while left:
-            piece = _read(file.fileno(), min(left, _PIECE_BYTES), node.path)
-            if not piece:
-                raise _changed(node.path)
-            left -= len(piece)
-            yield piece
-        if _read(file.fileno(), 1, node.path) or _stamp(os.fstat(file.fileno())) != node.stamp:
+            got = fill(buffer)
+            left -= got
+            yield bytes(buffer[:got])
+
+
+@contextlib.contextmanager
+def reading(tree: Tree, node: Node) -> Iterator[Callable[[memoryview], int]]:
+    """A function that puts the file's next bytes into a view and says how many; it is there for `node.size`
+    bytes. Raises `PayloadChanged` unless the file stays what it was."""
+    descriptor = _open_node(tree, node)
+    left = node.size
+
+    def fill(view: memoryview) -> int:
+        nonlocal left
+        try:
+            got = os.readv(descriptor, [view[:left]])
+        except OSError as exc:
+            raise PayloadRefused(f"{shown(node.path)} cannot be read: {exc.strerror}") from exc
+        if not got:
             raise _changed(node.path)
+        left -= got
+        return got
+
+    try:
+        yield fill
+        if _read(descriptor, 1, node.path) or _stamp(os.fstat(descriptor)) != node.stamp:
+            raise _changed(node.path)
+    finally:
+        os.close(descriptor)
 
 
 def read_at(tree: Tree, node: Node, offset: int, size: int) -> bytes:

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from dwcp.compression import deltas, relative
 from dwcp.compression.errors import RequestInvalid, TransferError
 from dwcp.compression.recall import Recall
+from dwcp.compression.rolling import RollingHash
 from dwcp.consensus.crypto import codec
 from dwcp.runtime import held
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.held import HELD_FILES_MAX, NEAR_HINTS_MAX, Hint, NearAnswer, NearRequest
 from dwcp.runtime.trees import capture
 
+MULTIPLIER = (1 << 64) - 3
 NOISE = random.Random(5).randbytes(700_000)
 
 
@@ -37,8 +39,8 @@ def _lists(store: ChunkStore, *paths: str) -> list[Recall]:
     return [Recall(each) for each in codec.Codec(tuple[bytes, ...]).decode(held.held_answer(question, store))]
 
 
-def _near(store: ChunkStore, *hints: Hint, piece_bytes: int = 1024) -> NearAnswer:
-    question = relative.pack(codec.encode(NearRequest(piece_bytes, hints)))
+def _near(store: ChunkStore, *hints: Hint, block_bytes: int = 1024) -> NearAnswer:
+    question = relative.pack(codec.encode(NearRequest(block_bytes, MULTIPLIER, hints)))
     return codec.Codec(NearAnswer).decode(held.near_answer(question, store))
 
 
@@ -62,24 +64,26 @@ def test_a_file_with_a_lost_chunk_is_as_if_it_were_not_there(store: ChunkStore) 
 
 
 def test_sketches_are_of_the_chunks_that_were_asked_for(store: ChunkStore) -> None:
-    """Goal: places are numbers in the list. Method: two chunks at each size of pieces; a place beyond the end."""
+    """Goal: places are numbers in the list. Method: two chunks at each size of blocks; a place beyond the end."""
     chunks = held.newest(store, "noise")
-    for size in (512, 1024, 4096):
-        (found, beyond) = _near(store, Hint("noise", 1, 2), Hint("noise", 99, 1), piece_bytes=size).sketches
+    for size in held.BLOCK_BYTES:
+        (found, beyond) = _near(store, Hint("noise", 1, 2), Hint("noise", 99, 1), block_bytes=size).sketches
+        hashing = RollingHash(size, MULTIPLIER)
         assert [each.address for each in found] == [chunk.address for chunk in chunks[1:3]]
-        assert found[0] == deltas.sketch(chunks[1].address, store.get(chunks[1].address), size)
+        assert found[0] == deltas.sketch(chunks[1].address, store.get(chunks[1].address), hashing)
         assert beyond == ()
 
 
 @pytest.mark.parametrize(
     "request_",
     [
-        NearRequest(1024, (Hint("noise", 0, 1),) * (NEAR_HINTS_MAX + 1)),
-        NearRequest(100, (Hint("noise", 0, 1),)),
-        NearRequest(1024, (Hint("noise", -1, 1),)),
-        NearRequest(1024, (Hint("noise", 0, 10**6),)),
+        NearRequest(1024, 3, (Hint("noise", 0, 1),) * (NEAR_HINTS_MAX + 1)),
+        NearRequest(100, 3, (Hint("noise", 0, 1),)),
+        NearRequest(1024, -3, (Hint("noise", 0, 1),)),
+        NearRequest(1024, 3, (Hint("noise", -1, 1),)),
+        NearRequest(1024, 3, (Hint("noise", 0, 10**6),)),
     ],
-    ids=["too many", "other pieces", "before the first", "no place"],
+    ids=["too many", "other blocks", "no multiplier", "before the first", "no place"],
 )
 def test_questions_beyond_the_limits_are_refused(store: ChunkStore, request_: NearRequest) -> None:
     """Goal: work and memory are bounded by the question. Method: each limit overstepped."""
@@ -91,7 +95,7 @@ def test_questions_beyond_the_limits_are_refused(store: ChunkStore, request_: Ne
 
 def test_an_answer_does_not_grow_with_the_question(store: ChunkStore) -> None:
     """Goal: bounded answers. Method: the most places that may be asked for, each of many chunks."""
-    answer = _near(store, *[Hint("noise", 0, deltas.BASES_MAX)] * NEAR_HINTS_MAX, piece_bytes=512)
+    answer = _near(store, *[Hint("noise", 0, deltas.BASES_MAX)] * NEAR_HINTS_MAX, block_bytes=256)
 
     assert len(codec.encode(answer)) < 4 << 20
     assert answer.sketches[0]

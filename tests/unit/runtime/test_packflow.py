@@ -45,3 +45,13 @@ def test_the_link_bounds_a_pack() -> None:
     """Goal: what breaks off is soon sent again, and fast links get small packs. Method: a slow link, a fast one."""
     assert max(_sizes(1 << 30, [1e6] * 20)) <= 1e6 / 8 * 16
     assert set(_sizes(1 << 30, [1e9] * 20)[1:]) == {MIB}
+
+
+def test_packs_of_recipes_are_small() -> None:
+    """Goal: the link never waits for a large pack in which a codec finds little. Method: rates of five decades."""
+    sizes = PackSizes(1 << 30)
+    sizes.taken()
+    found = [sizes.next(rate, recipes=True) for rate in (1e6, 1e7, 1e8, 1e9, 1e10)]
+    assert found == sorted(found)
+    assert (found[0], found[-1]) == (64 << 10, PACK_BYTES)
+    assert found[2] == 1e8 / 8 * 0.05

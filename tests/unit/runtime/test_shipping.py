@@ -36,7 +36,8 @@ from dwcp.runtime.http import Health, application
 from dwcp.runtime.packflow import FixedChooser, Pacer
 from dwcp.runtime.payload_routes import routes
 from dwcp.runtime.payloads import Handed, Sent, sent_list, upload
-from dwcp.runtime.pushing import CHUNKS_PATH, Pushes
+from dwcp.runtime.pushes import Pushes
+from dwcp.runtime.pushing import CHUNKS_PATH
 from dwcp.runtime.shipping import HAVE_PATH, Patience, Progress, Source, download, have, pull, sentence
 from dwcp.runtime.telemetry import Telemetry
 from dwcp.runtime.trees import capture, index, read_tree

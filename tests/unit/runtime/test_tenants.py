@@ -17,6 +17,7 @@ import pytest
 from dwcp.compression import intake
 from dwcp.compression.errors import ContainerInvalid, RequestInvalid, ShipFailed
 from dwcp.compression.manifest import Manifest
+from dwcp.compression.rolling import RollingHash
 from dwcp.consensus.crypto import codec
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.held import Hint, held, near
@@ -24,7 +25,7 @@ from dwcp.runtime.http import Health, application
 from dwcp.runtime.packflow import FixedChooser, Pacer
 from dwcp.runtime.payload_routes import routes
 from dwcp.runtime.payloads import Uploaded, sent_list, upload
-from dwcp.runtime.pushing import Pushes
+from dwcp.runtime.pushes import Pushes
 from dwcp.runtime.shipping import PACKS_PATH, PackRequest, Patience, download, have
 from dwcp.runtime.telemetry import Telemetry
 from dwcp.runtime.trees import read_tree
@@ -98,8 +99,8 @@ def test_questions_about_what_another_tenant_holds(tmp_path: Path) -> None:
     assert all(agent.run("a", lambda client: have(client, URL, plan)))
     assert not any(agent.run("b", lambda client: have(client, URL, plan)))
     places = (Hint("text", 0, 1),)
-    assert agent.run("a", lambda client: near(client, URL, places, piece_bytes=4096)) != [()]
-    assert agent.run("b", lambda client: near(client, URL, places, piece_bytes=4096)) == [()]
+    assert agent.run("a", lambda client: near(client, URL, places, hashing=RollingHash(1024, 3))) != [()]
+    assert agent.run("b", lambda client: near(client, URL, places, hashing=RollingHash(1024, 3))) == [()]
     assert agent.run("a", lambda client: held(client, URL, ("text", "noise"))).keys() == {"text", "noise"}
     assert agent.run("b", lambda client: held(client, URL, ("text", "noise"))) == {}
     assert agent.run("b", lambda client: sent_list(client, URL)) == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from dwcp.compression.errors import ChunkMissing, PayloadChanged, PayloadRefused
 from dwcp.compression.manifest import Kind, Limits
 from dwcp.runtime import trees
 from dwcp.runtime.chunkstore import ChunkStore
-from dwcp.runtime.trees import capture, index, materialise, read_at, read_file, read_tree
+from dwcp.runtime.trees import capture, index, materialise, read_at, read_file, read_tree, reading
 
 
 def _sample(directory: Path) -> Path:
@@ -213,6 +214,22 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
 
         with pytest.raises(PayloadChanged, match="'f'"):
             list(pieces)
+
+
+def test_a_file_that_changes_while_it_is_put_into_views(tmp_path: Path) -> None:
+    """Goal: what `reading` gave is the file that was walked. Method: it grows or shrinks in between, or stays."""
+    path = tmp_path / "f"
+    for size in (3000, 3001, 1500):
+        path.write_bytes(bytes(3000))
+        tree = read_tree(tmp_path)
+        buffer = memoryview(bytearray(2000))
+        with (
+            pytest.raises(PayloadChanged, match="'f'") if size != 3000 else contextlib.nullcontext(),
+            reading(tree, tree.nodes[0]) as fill,
+        ):
+            assert fill(buffer) == 2000
+            os.truncate(path, size) if size != 3000 else None
+            assert fill(buffer) == 1000
 
 
 def test_a_folder_swapped_for_a_link_is_not_followed(tmp_path: Path) -> None:
