@@ -96,7 +96,7 @@ def place(text: str) -> Place | None:
 
 def push(source: Path, there: Place, link: Link, bars: Bars) -> Done:
     """Raises `PayloadRefused`, `PayloadChanged`, or what the agent says."""
-    from dwcp.runtime.http import client as open_client
+    from dwcp.runtime.http_client import client as open_client
     from dwcp.runtime.payloads import Handed, Uploaded, upload
 
     if source == _STREAM and not there.name:
@@ -120,7 +120,7 @@ def push(source: Path, there: Place, link: Link, bars: Bars) -> Done:
 
 def fetch(there: Place, target: Path, link: Link, bars: Bars) -> Done:
     """Into a new or empty directory. Raises `ManifestMissing` where nothing has that name."""
-    from dwcp.runtime.http import client as open_client
+    from dwcp.runtime.http_client import client as open_client
     from dwcp.runtime.payloads import Sent, sent_list
     from dwcp.runtime.shipping import Progress, download
 

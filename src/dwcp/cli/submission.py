@@ -75,7 +75,7 @@ def hand_over(
     job: Job, *, base: Path, node: Node, identity: str, tls: TlsFiles, bars: Progress
 ) -> PayloadRef:
     """Gives the files to the agent of their site. `base` is the folder that `data.path` is relative to."""
-    from dwcp.runtime.http import client as open_client
+    from dwcp.runtime.http_client import client as open_client
     from dwcp.runtime.payloads import Handed, read_tree, upload
 
     assert job.data is not None  # the caller asks only then

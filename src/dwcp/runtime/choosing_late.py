@@ -1,4 +1,4 @@
-"""A chooser that is loaded when the first pack is to be chosen: a process that sends nothing never holds it.
+"""A chooser that is loaded when it is expected or asked: a process that sends nothing never holds it.
 
 The selector, the arrays it computes with and this host's speeds are 20 MB and half a second of a start.
 """
@@ -22,6 +22,7 @@ class LateChooser:
         self._loaded = loaded
         self._found: HostChooser | None = None
         self._turn = asyncio.Lock()
+        self._expected: asyncio.Task[None] | None = None
 
     @property
     def trouble(self) -> str:
@@ -37,6 +38,17 @@ class LateChooser:
         if self._found is not None:
             return self._found.begin(peer=peer, allowed=allowed)
         return _LateChoice(self, peer, allowed)
+
+    def expect(self) -> None:
+        """Something has come that will travel on: loads beside what happens until then."""
+        if self._found is None and self._expected is None:
+            self._expected = asyncio.get_running_loop().create_task(self._prepare())
+
+    async def _prepare(self) -> None:
+        try:
+            await self.chooser()
+        except OSError:  # the transfer will try again, and say so
+            self._expected = None
 
     async def chooser(self) -> HostChooser:
         """The chooser itself."""

@@ -11,13 +11,11 @@ import asyncio
 import functools
 import socket
 import ssl
-import sys
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import httptools
-import httpx
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -32,7 +30,8 @@ from dwcp.runtime.bodies import BLOCKS, BlockBody
 from dwcp.runtime.clock import Clock, SystemClock
 from dwcp.runtime.config import ServiceConfig, TlsFiles
 from dwcp.runtime.errors import AddressTaken
-from dwcp.runtime.keys import client_context, server_context
+from dwcp.runtime.http_client import client as client
+from dwcp.runtime.keys import server_context
 from dwcp.runtime.principals import ANONYMOUS, Grant, Principal, of_certificate
 from dwcp.runtime.telemetry import Telemetry
 from dwcp.runtime.tokens import Role, TokenBook
@@ -235,15 +234,6 @@ async def serve_configured(
         streams=streams,
         grants=grants,
         drain_ms=config.drain_ms,
-    )
-
-
-def client(tls: TlsFiles, *, timeout_s: float = 10.0) -> httpx.AsyncClient:
-    """A client that shows this process's certificate and trusts the installation's authority alone."""
-    sys.modules.setdefault("sniffio", None)  # type: ignore[arg-type]  # else httpcore looks for it at each request
-    limits = httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=60)
-    return httpx.AsyncClient(
-        verify=client_context(tls), timeout=timeout_s, limits=limits, trust_env=False, follow_redirects=False
     )
 
 

@@ -65,9 +65,11 @@ def routes(
     chooser: Chooser,
     uplink: Pacer,
     telemetry: Telemetry | None = None,
+    expect: Callable[[], None] = lambda: None,
 ) -> APIRouter:
-    """`store_of` gives the store of the caller's tenant, or is the only store."""
-    routes_ = _Routes(store_of, chooser, uplink, telemetry)
+    """`store_of` gives the store of the caller's tenant, or is the only store. `expect` is called when a payload
+    comes in that will be asked for: `chooser` may then get ready."""
+    routes_ = _Routes(store_of, chooser, uplink, telemetry, expect)
     router = APIRouter()
     for method, path, route in (
         ("POST", PAYLOADS_PATH, routes_.take_payload),
@@ -95,8 +97,10 @@ class _Routes:
         chooser: Chooser,
         uplink: Pacer,
         telemetry: Telemetry | None,
+        expect: Callable[[], None],
     ) -> None:
         self._store_of = store_of
+        self._expect = expect
         self._chooser = chooser
         self._uplink = uplink
         self._telemetry = telemetry
@@ -114,6 +118,7 @@ class _Routes:
         if not owner:
             raise Refusal(400, "request_invalid", f"{name[:80]!r} is no name: letters, digits, '.', '_', '-'")
         store = self._store(request)
+        self._expect()
         try:
             uploaded = await receive(request.stream(), store, owner=owner)
         except TransferError as exc:

@@ -16,7 +16,7 @@ from dwcp.api.health import Verdict, worst
 from dwcp.runtime import installation
 from dwcp.runtime.clock import Clock
 from dwcp.runtime.errors import Contradiction, NotRunning, RuntimeFault
-from dwcp.runtime.http import client
+from dwcp.runtime.http_client import client
 from dwcp.runtime.layout import Layout
 from dwcp.runtime.leftovers import stop_attempts
 from dwcp.runtime.supervision import ServiceState, Supervisor, exclusive

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -23,9 +24,11 @@ class Shelf:
         self.taken = 0
         self.broken = broken
         self.told: list[HostChooser] = []
+        self.tried = threading.Event()
 
     def load(self) -> HostChooser:
         self.taken += 1
+        self.tried.set()
         if self.taken <= self.broken:
             raise OSError("no room")
         return table()
@@ -80,6 +83,24 @@ def test_what_could_not_be_loaded_is_tried_again() -> None:
 
     assert len(asyncio.run(main())) < len(TEXT)
     assert (shelf.taken, len(shelf.told)) == (2, 1)
+
+
+def test_what_is_expected_is_loaded_beside() -> None:
+    """Goal: the first transfer after an upload waits for nothing. Method: expect twice; it is
+    loaded, once, before any pack; a failure meanwhile costs the next transfer nothing."""
+    shelf, broken = Shelf(), Shelf(broken=1)
+
+    async def main() -> None:
+        for each in (shelf, broken):
+            late = each.late()
+            late.expect()
+            late.expect()
+            assert await asyncio.to_thread(each.tried.wait, 10), "it was not loaded"
+            await pack(late.begin())
+
+    asyncio.run(main())
+    assert (shelf.taken, broken.taken) == (1, 2)
+    assert len(shelf.told) == len(broken.told) == 1
 
 
 def test_begins_without_loading() -> None:

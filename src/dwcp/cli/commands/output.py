@@ -64,7 +64,7 @@ def _source(view: WorkloadView, manager: ControlPlane) -> tuple[Output, str]:
 
 
 def _fetch(url: str, published: Output, directory: Path, tls: TlsFiles, *, quiet: bool) -> int:
-    from dwcp.runtime.http import client as open_client
+    from dwcp.runtime.http_client import client as open_client
     from dwcp.runtime.shipping import Progress, download
 
     target = directory.absolute()

@@ -97,7 +97,11 @@ async def _serve(
     uplink = Pacer(config.uplink_mbps * 1e6)
     app.include_router(
         payload_routes.routes(
-            routes.guarded(store), chooser=chooser, uplink=uplink, telemetry=process.telemetry
+            routes.guarded(store),
+            chooser=chooser,
+            uplink=uplink,
+            telemetry=process.telemetry,
+            expect=chooser.expect,
         )
     )
     async with asyncio.TaskGroup() as tasks:
