@@ -74,16 +74,18 @@ async def main(config: CompressionConfig, process: Process, *, family: Family | 
         through = Streams(desk.decide, pool=pool, limits=limits, telemetry=telemetry)
         streams.add_routes(app, through, admission=admission, limits=limits)
         watching = asyncio.create_task(stage.watch())
+        front = Front(app, desk, admission=admission)
         gc.freeze()  # what was made until now stays: a full collection would stop the loop for 20 ms
         try:
             await serve_configured(
-                Front(app, desk, admission=admission),
+                front,
                 config,
                 stop=process.stop,
                 telemetry=telemetry,
                 pure=PURE_PATHS,
                 streams=(streams.STREAM_PREFIX, COMPRESSION_PREFIX, DEPLOY_PATH, DICTIONARIES_PATH),
                 grants=(Grant(FEEDBACK_PATH, AGENTS),),
+                at_once=front.at_once,
             )
         finally:
             watching.cancel()
