@@ -36,9 +36,12 @@ from dwcp.services.compression_api.staging import Staging, own_module
 from dwcp.services.compression_api.streams import Limits, Streams
 from dwcp.services.model_routes import DEPLOY_PATH, add_model_routes
 
+_SWITCH_S = 5e-4  # a packing thread that is done waits no longer than this for the loop to let it say so
+
 
 async def main(config: CompressionConfig, process: Process, *, family: Family | None = None) -> None:
     """Calibrates (cached after the first time), then serves until told to stop. `family`: else the release's."""
+    sys.setswitchinterval(_SWITCH_S)
     calibration = await asyncio.to_thread(calibrated, config.data_dir)
     process.log.info("calibration.completed", host=calibration.host, seconds=calibration.seconds)
     telemetry = process.telemetry
