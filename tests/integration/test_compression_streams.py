@@ -44,12 +44,12 @@ def _open(running: tuple[Installed, str], path: str, length: int) -> socket.sock
 
 
 def test_answers_begin_before_the_question_ends(running: tuple[Installed, str]) -> None:
-    """Goal: full duplex. Method: send 8 of 64 MiB, then read; there must be blocks already."""
+    """Goal: full duplex, and no block waits for the next. Method: send 8 of 64 MiB, then read; all 8 must come."""
     with _open(running, "/api/v1/stream/compress", 64 << 20) as connection:
         for _ in range(8):
             connection.sendall(NOISE)
         seen = 0
-        while seen < 4 << 20:
+        while seen < 8 << 20:
             piece = connection.recv(1 << 20)
             assert piece
             seen += len(piece)

@@ -83,6 +83,12 @@ class Stages:
     sent_bytes: Array
     cpu: Array  # core-seconds of both ends together
 
+    def row(self, at: int) -> Stages:
+        """Those of one block, where the first dimension is of blocks."""
+        return Stages(
+            self.compress[at], self.send[at], self.decompress[at], self.sent_bytes[at], self.cpu[at]
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Goal:
@@ -112,7 +118,7 @@ class Terms:
         seconds = total_seconds(parts, blocks=1, mode=self.mode, link=self.link)
         scored = scores(parts, seconds, self.goal)
         if self.allowed:
-            blocked = [place not in self.allowed and place != 0 for place in range(len(scored))]
+            blocked = [place not in self.allowed and place != 0 for place in range(scored.shape[-1])]
             scored = np.where(blocked, np.inf, scored)
         return seconds, scored
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dwcp.compression import costs
 from dwcp.compression.costs import Link, Mode, Stages
-from dwcp.compression.model import PACK, RATIO, UNPACK
+from dwcp.compression.model import PACK, PACKERS, RATIO, VALUES
 
 Array = NDArray[np.float64]
 
@@ -22,28 +22,31 @@ _SIZE_REACH = 1.5  # doublings
 _NEAR_MIN = 8
 RATIO_REACH = 0.2  # a block is like another if one codec's log ratio and log speed differ by so much
 PACK_REACH = 0.3
+_SIGNS = np.where(
+    np.arange(VALUES) < RATIO.stop, -1.0, 1.0
+)  # a ratio makes bytes fewer, a speed's log is of seconds
 
 
 def stages_of(logs: Array, size: Array | float, *, link: Link, scale: Array | None = None) -> Stages:
     """`logs` [..., VALUES] to stages [..., C]. `size` [...] bytes of a block.
 
     `scale` [VALUES] is added: how much slower than the reference host this one is. A codec that does
-    not shrink becomes a stored block: raw bytes, free to unpack.
+    not shrink becomes a stored block: raw bytes, free to unpack. One `exp` and one array: at some dozen values the
+    calls are what costs.
     """
     if scale is not None:
         logs = logs + scale
     size = np.asarray(size, np.float64)[..., None]
-    packed = size * np.exp(-logs[..., RATIO])
-    stored = packed >= size
-    packed = np.minimum(packed, size)
-    pack_s = size * np.exp(logs[..., PACK])
-    unpack_s = np.where(stored, 0.0, size * np.exp(logs[..., UNPACK]))
-    zero = np.zeros_like(size)
+    values = np.exp(logs * _SIGNS)
+    values *= size
+    table = np.zeros((*values.shape[:-1], 3, 1 + PACKERS))  # packed bytes, packing and unpacking seconds; [C]
+    table[..., 1:] = values.reshape(*values.shape[:-1], 3, PACKERS)
+    table[..., 0, :1] = size
+    sizes = table[..., 0, :]
+    table[..., 2, :][sizes >= size] = 0.0
+    np.minimum(sizes, size, out=sizes)
     return costs.stages(
-        np.concatenate((size, packed), axis=-1) + costs.HEADER_BYTES,
-        compress_s=np.concatenate((zero, pack_s), axis=-1),
-        decompress_s=np.concatenate((zero, unpack_s), axis=-1),
-        link=link,
+        sizes + costs.HEADER_BYTES, compress_s=table[..., 1, :], decompress_s=table[..., 2, :], link=link
     )
 
 
@@ -58,13 +61,13 @@ def careful(logs: Array, covariance: Array, *, sds: float) -> Array:
     """[VALUES] with packing longer by so many standard deviations: a slow codec that turns out slower still
     holds everything up, one that turns out quicker changes little."""
     longer = logs.copy()
-    longer[PACK] += sds * np.sqrt(np.maximum(np.diag(covariance)[PACK], 0.0))
+    longer[PACK] += sds * np.sqrt(np.maximum(covariance.diagonal()[PACK], 0.0))
     return longer
 
 
 def leaves(seconds: Array, *, table: int, margin: float) -> int:
     """The codec to take: the soonest, if it beats the table's choice by the margin (log)."""
-    best = int(np.argmin(seconds))
+    best = int(seconds.argmin())
     return best if seconds[best] * math.exp(margin) < seconds[table] else table
 
 

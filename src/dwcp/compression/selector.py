@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
@@ -68,6 +68,7 @@ class Decision:
     seconds: Array
     reason: str = ""
     prospect: Prospect | None = field(default=None, repr=False)  # for a race; None: the table answered
+    vector: Array | None = field(default=None, repr=False)  # the features that were looked at
 
     @property
     def codec(self) -> codecs.Codec:
@@ -178,7 +179,7 @@ class Selector:
         reason = (
             "far from all training data: typical data was assumed" if strange else "predicted from a sample"
         )
-        return self.weigh(logs, belief, size=block, cell=cell, terms=terms, reason=reason)
+        return self.weigh(logs, belief, size=block, cell=cell, terms=terms, reason=reason, vector=vector)
 
     def weigh(
         self,
@@ -189,23 +190,23 @@ class Selector:
         cell: Cell,
         terms: Terms,
         reason: str = "",
+        vector: Array | None = None,
     ) -> Decision:
         """The choice under `logs` corrected by `belief`: the table's, unless another beats it clearly."""
         table = cell.place
         here = logs + belief.mean + self.scale
-        parts = costs_predicted.stages_of(here, size, link=terms.link)
-        seconds, scored = terms.score(parts)
-        prospect = Prospect(size, terms, here, belief.covariance, parts, scored, table)
+        careful = costs_predicted.careful(here, belief.covariance, sds=CAREFUL)
+        both = costs_predicted.stages_of(
+            np.concatenate((here, careful)).reshape(2, VALUES), size, link=terms.link
+        )
+        (seconds, _), (scored, doubtful) = terms.score(both)
+        prospect = Prospect(size, terms, here, belief.covariance, both.row(0), scored, table)
         if terms.goal != Goal() or not np.isfinite(scored[table]):
-            place = int(np.argmin(scored))
+            place = int(scored.argmin())
         else:
-            doubts = np.sqrt(np.maximum(belief.covariance.diagonal()[PACK], 0.0))
-            compress = parts.compress.copy()
-            compress[1:] *= np.exp(CAREFUL * doubts)
-            _, doubtful = terms.score(replace(parts, compress=compress))
             doubtful[table] = scored[table]
             place = costs_predicted.leaves(doubtful, table=table, margin=cell.margin)
-        return Decision(place, table, Tier.MODEL, seconds, reason, prospect)
+        return Decision(place, table, Tier.MODEL, seconds, reason, prospect, vector)
 
     def _by_table(self, cell: Cell, size: int, terms: Terms) -> Decision:
         seconds = costs_predicted.seconds_of(

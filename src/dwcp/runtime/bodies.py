@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 BLOCKS = "dwcp.blocks"  # the key in a scope's `extensions` under which a connection offers a `Lender`
-_SPARE_MAX = 4
+_SPARE_MAX = 8
 
 
 class Owner(Protocol):

@@ -8,27 +8,26 @@ connections are limited here, so that routes need not think of them.
 from __future__ import annotations
 
 import asyncio
-import functools
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
-import httptools
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from uvicorn import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.server import ServerState
 
 from dwcp.api.health import Verdict as Verdict
 from dwcp.api.health import worst
-from dwcp.runtime.bodies import BLOCKS, BlockBody
 from dwcp.runtime.clock import Clock, SystemClock
 from dwcp.runtime.config import ServiceConfig, TlsFiles
+from dwcp.runtime.connections import Answer, App, AtOnce, Listener, Message
+from dwcp.runtime.connections import Receive as Receive
+from dwcp.runtime.connections import Scope as Scope
+from dwcp.runtime.connections import Send as Send
 from dwcp.runtime.errors import AddressTaken
 from dwcp.runtime.http_client import client as client
 from dwcp.runtime.keys import server_context
@@ -36,19 +35,9 @@ from dwcp.runtime.principals import ANONYMOUS, Grant, Principal, of_certificate
 from dwcp.runtime.telemetry import Telemetry
 from dwcp.runtime.tokens import Role, TokenBook
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-HEAD_BYTES_MAX = 32_768
-HEAD_SECONDS_MAX = 10.0  # a caller that has not finished its request line and headers by then is cut off
-HANDSHAKE_SECONDS_MAX = 10.0
-CONNECTIONS_MAX = 512
 BODY_BYTES_MAX = 2_097_152
-JOINED_BYTES_MAX = 16_384
 _TOO_LARGE = f"a request body may have {BODY_BYTES_MAX} bytes"
+_JSON_HEAD = b"content-type: application/json\r\ncontent-length: %d\r\n"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -182,6 +171,7 @@ async def serve(  # noqa: PLR0913  # a composition root passes its parts by name
     streams: tuple[str, ...] = (),
     pure: tuple[str, ...] = (),
     grants: tuple[Grant, ...] = (),
+    at_once: tuple[AtOnce, ...] = (),
     drain_ms: int = 5000,
     started: asyncio.Event | None = None,
 ) -> None:
@@ -189,10 +179,12 @@ async def serve(  # noqa: PLR0913  # a composition root passes its parts by name
 
     `streams` are path prefixes whose bodies their routes read and limit themselves; `pure` are paths
     where a POST only computes an answer, so that it needs no token; `grants` say which processes beside
-    the operator's own may change what.
+    the operator's own may change what; `at_once` is answered before the app, which must answer it alike.
     Raises `AddressTaken` before anything is served.
     """
-    gate = Gate(app, telemetry=telemetry, tokens=tokens, streams=streams, pure=pure, grants=grants)
+    gate = Gate(
+        app, telemetry=telemetry, tokens=tokens, streams=streams, pure=pure, grants=grants, at_once=at_once
+    )
     sockets: list[tuple[socket.socket, ssl.SSLContext | None]] = []
     try:
         if plain is not None:
@@ -221,6 +213,7 @@ async def serve_configured(
     pure: tuple[str, ...] = (),
     streams: tuple[str, ...] = (),
     grants: tuple[Grant, ...] = (),
+    at_once: tuple[AtOnce, ...] = (),
 ) -> None:
     """`serve` on the listeners of a service's configuration."""
     await serve(
@@ -233,6 +226,7 @@ async def serve_configured(
         pure=pure,
         streams=streams,
         grants=grants,
+        at_once=at_once,
         drain_ms=config.drain_ms,
     )
 
@@ -266,6 +260,7 @@ class Gate:
         streams: tuple[str, ...] = (),
         pure: tuple[str, ...] = (),
         grants: tuple[Grant, ...] = (),
+        at_once: tuple[AtOnce, ...] = (),
     ) -> None:
         self._app = app
         self._telemetry = telemetry
@@ -273,6 +268,7 @@ class Gate:
         self._streams = streams
         self._pure = frozenset(pure)
         self._grants = grants
+        self.at_once: Mapping[bytes, AtOnce] = {found.path.encode(): found for found in at_once}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -286,14 +282,32 @@ class Gate:
         scope["state"]["principal"] = caller or ANONYMOUS
         limited = receive if self._is_stream(scope) else _limited(receive)
         answer = _Measured(send)
-        started = asyncio.get_running_loop().time()
+        started = time.perf_counter()
         try:
             await self._app(scope, limited, answer)
         finally:
-            elapsed = asyncio.get_running_loop().time() - started
-            self._telemetry.observe(
-                "dwcp_request_duration_seconds", elapsed, method=_method(scope), status=str(answer.status)
-            )
+            self._took(started, method=_method(scope), status=answer.status)
+
+    def answer_at_once(self, found: AtOnce, scope: Scope, body: bytes) -> Answer:
+        """The same gate without a task: who asks, whether they may, the answer, its time."""
+        refusal = self._refuse(scope, self._identify(scope))
+        if refusal is not None:
+            return _written(refusal)
+        started = time.perf_counter()
+        status = 0
+        try:
+            content = found.answer(scope["headers"], body)
+            status = 200
+            return Answer(status, _JSON_HEAD % len(content), content)
+        except Refusal as exc:
+            status = exc.status
+            return _written(refused(exc))
+        finally:
+            self._took(started, method="POST", status=status)
+
+    def _took(self, started: float, *, method: str, status: int) -> None:
+        elapsed = time.perf_counter() - started
+        self._telemetry.observe("dwcp_request_duration_seconds", elapsed, method=method, status=str(status))
 
     def _identify(self, scope: Scope) -> Principal | None:
         """None stands for a token that nobody has."""
@@ -343,6 +357,11 @@ class Gate:
         return bool(self._streams) and scope["path"].startswith(self._streams)
 
 
+def _written(response: Response) -> Answer:
+    head = b"".join(b"%s: %s\r\n" % pair for pair in response.raw_headers)
+    return Answer(response.status_code, head, bytes(response.body))
+
+
 def _limited(receive: Receive) -> Receive:
     seen = 0
 
@@ -376,186 +395,6 @@ def _method(scope: Scope) -> str:
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
-
-
-class Joined:
-    """A transport that sends an answer's head and body by one system call. uvicorn writes them apart, and
-    each write would wake the caller. Held bytes go out at `flush`, at the latest in the loop's next turn."""
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._held: list[bytes] = []
-        self._held_bytes = 0
-
-    def write(self, data: bytes) -> None:
-        """Beyond a little nothing is held: the transport must see it to ask for a pause."""
-        if self._held_bytes + len(data) > JOINED_BYTES_MAX:
-            self.flush()
-            self._transport.write(data)
-            return
-        if not self._held:
-            self._loop.call_soon(self.flush)
-        self._held.append(data)
-        self._held_bytes += len(data)
-
-    def flush(self) -> None:
-        if self._held:
-            held, self._held, self._held_bytes = self._held, [], 0
-            self._transport.write(b"".join(held))
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
-
-    def __getattr__(self, name: str) -> Any:  # Any: whatever the transport has
-        return getattr(self._transport, name)
-
-
-class _Connection(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 connection with a bounded head; notes the name in the peer's certificate. A route may
-    have the body in blocks that are read from the socket, past the parser (`bodies.BlockBody`)."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._head_bytes = 0
-        self._in_head = True
-        self._body_bytes = 0
-        self._lent = False
-        self._head_timer = self.loop.call_later(HEAD_SECONDS_MAX, self._head_late)
-        peer = _common_name(transport)
-        if peer:
-            link = transport.get_extra_info("socket")  # the data path reads the kernel's account of it
-            self.app_state = {**self.app_state, "peer": peer, "link": link}
-        super().connection_made(transport)
-        self._joined = Joined(transport, self.loop)
-        self.transport = cast("asyncio.Transport", self._joined)  # all that uvicorn asks of one
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._head_timer.cancel()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
-                self.send_400_response("The request head is too large.")
-
-    def on_message_begin(self) -> None:
-        self._in_head = True
-        self._head_bytes = 0
-        self._body_bytes = 0
-        self._head_timer.cancel()
-        self._head_timer = self.loop.call_later(HEAD_SECONDS_MAX, self._head_late)
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        self._head_timer.cancel()
-        scope = cast("Scope", self.scope)
-        scope["extensions"] = {BLOCKS: functools.partial(self._lend, scope)}
-        super().on_headers_complete()
-
-    def on_body(self, body: bytes) -> None:
-        self._body_bytes += len(body)
-        super().on_body(body)
-
-    def on_response_complete(self) -> None:
-        self._joined.flush()
-        if self._lent:
-            self.transport.close()  # answered before the body was read: nobody can tell where the next request is
-        super().on_response_complete()
-
-    def _lend(self, scope: Scope, size: int) -> BlockBody | None:
-        """The rest of this request's body in blocks; None where its length is not known or little of it is left."""
-        cycle = self.cycle
-        rest = _announced(scope) - self._body_bytes
-        if cycle.scope is not scope or not cycle.more_body or cycle.disconnected or rest < size:
-            return None
-        if cycle.waiting_for_100_continue:
-            cycle.waiting_for_100_continue = False
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        held, cycle.body = cycle.body, bytearray()
-        self._lent = True
-        self.flow.read_paused = False  # from now on the block body pauses and resumes
-        return BlockBody(self.transport, self, held=held, rest=rest, size=size)
-
-    def body_complete(self) -> None:
-        """The lent socket comes back; the parser, which has not seen the body's end, is made anew."""
-        self._lent = False
-        self.parser = httptools.HttpRequestParser(self)
-        self.transport.set_protocol(self)
-        self.on_message_complete()
-
-    def _head_late(self) -> None:
-        if self._in_head and not self.transport.is_closing():
-            self.transport.close()
-
-
-def _announced(scope: Scope) -> int:
-    """Bytes of the body as its head says; 0 where it says nothing that can be counted on."""
-    lengths = [value for name, value in scope["headers"] if name == b"content-length"]
-    chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
-    return int(lengths[0]) if len(lengths) == 1 and lengths[0].isdigit() and not chunked else 0
-
-
-def _common_name(transport: asyncio.Transport) -> str:
-    certificate = transport.get_extra_info("peercert")
-    if not certificate:
-        return ""
-    for part in certificate.get("subject", ()):
-        for key, value in part:
-            if key == "commonName":
-                return str(value)
-    return ""
-
-
-class Listener:
-    """One listening socket. uvicorn's own server object is left out: it wakes ten times a second."""
-
-    def __init__(self, server: asyncio.Server, state: ServerState) -> None:
-        self._server = server
-        self._state = state
-
-    @classmethod
-    async def open(cls, app: Gate, listening: socket.socket, context: ssl.SSLContext | None) -> Listener:
-        config = Config(
-            app,
-            lifespan="off",
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=CONNECTIONS_MAX,
-            timeout_keep_alive=75,
-        )
-        config.load()
-        state = ServerState()
-        loop = asyncio.get_running_loop()
-
-        def connection() -> _Connection:
-            return _Connection(config=config, server_state=state, app_state={}, _loop=loop)
-
-        handshake = HANDSHAKE_SECONDS_MAX if context else None
-        server = await loop.create_server(
-            connection, sock=listening, ssl=context, ssl_handshake_timeout=handshake
-        )
-        return cls(server, state)
-
-    async def close(self, drain_s: float) -> None:
-        """No new connections; idle ones end at once, busy ones after their answer or `drain_s`."""
-        self._server.close()
-        for connection in list(self._state.connections):
-            connection.shutdown()
-        busy = list(self._state.tasks)
-        if busy:
-            _, late = await asyncio.wait(busy, timeout=drain_s)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
-        for connection in list(self._state.connections):
-            connection.transport.close()
 
 
 async def _on_refusal(_request: Request, exc: Exception) -> Response:

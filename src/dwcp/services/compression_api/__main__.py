@@ -36,9 +36,12 @@ from dwcp.services.compression_api.staging import Staging, own_module
 from dwcp.services.compression_api.streams import Limits, Streams
 from dwcp.services.model_routes import DEPLOY_PATH, add_model_routes
 
+_SWITCH_S = 5e-4  # a packing thread that is done waits no longer than this for the loop to let it say so
+
 
 async def main(config: CompressionConfig, process: Process, *, family: Family | None = None) -> None:
     """Calibrates (cached after the first time), then serves until told to stop. `family`: else the release's."""
+    sys.setswitchinterval(_SWITCH_S)
     calibration = await asyncio.to_thread(calibrated, config.data_dir)
     process.log.info("calibration.completed", host=calibration.host, seconds=calibration.seconds)
     telemetry = process.telemetry
@@ -74,16 +77,18 @@ async def main(config: CompressionConfig, process: Process, *, family: Family | 
         through = Streams(desk.decide, pool=pool, limits=limits, telemetry=telemetry)
         streams.add_routes(app, through, admission=admission, limits=limits)
         watching = asyncio.create_task(stage.watch())
+        front = Front(app, desk, admission=admission)
         gc.freeze()  # what was made until now stays: a full collection would stop the loop for 20 ms
         try:
             await serve_configured(
-                Front(app, desk, admission=admission),
+                front,
                 config,
                 stop=process.stop,
                 telemetry=telemetry,
                 pure=PURE_PATHS,
                 streams=(streams.STREAM_PREFIX, COMPRESSION_PREFIX, DEPLOY_PATH, DICTIONARIES_PATH),
                 grants=(Grant(FEEDBACK_PATH, AGENTS),),
+                at_once=front.at_once,
             )
         finally:
             watching.cancel()

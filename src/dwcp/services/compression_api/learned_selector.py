@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
 from dwcp.compression import codecs, costs_predicted, features, model, model_shipped
 from dwcp.compression.calibration import Calibration
 from dwcp.compression.costs import Goal, Link, Objective, Stages, Terms
@@ -20,7 +18,7 @@ from dwcp.runtime.registry import Kind
 from dwcp.services.compression_api.deciding import Ask, Decided, ranked
 from dwcp.services.compression_api.learned import NAME
 
-_FEATURES_EVERY = 16  # decisions for one look at the features: they cost as much as the decision
+_FEATURES_EVERY = 16  # decisions for one whose features are watched for drift
 _PLACES = {codec.name: place for place, codec in enumerate(codecs.CODECS)}
 
 
@@ -78,7 +76,7 @@ class SelectorDecider:
         looked = self._selector.decide(ask.sample, terms=terms, size=block, shared_blocks=shared)
         parts = looked.prospect.parts if looked.prospect else self._typical(block, link)
         rows = ranked(_rows(parts, looked.seconds, block, ask.total_size), ask)
-        seen = self._features(ask.sample, block) if looked.tier is not Tier.TABLE else {}
+        seen = self._features(looked.vector) if looked.vector is not None else {}
         return Decided(looked.codec, rows, looked.tier.value, looked.reason, None, seen)
 
     def describe(self) -> dict[str, Any]:
@@ -100,20 +98,17 @@ class SelectorDecider:
     def _typical(self, block: int, link: Link) -> Stages:
         return costs_predicted.stages_of(self._selector.typical, block, link=link, scale=self._selector.scale)
 
-    def _features(self, sample: bytes, block: int) -> Mapping[str, float]:
+    def _features(self, vector: Array) -> Mapping[str, float]:
         self._asked += 1
         if self._asked % _FEATURES_EVERY:
             return {}
-        values = features.extract(sample, total_bytes=block).tolist()
-        return dict(zip(features.NAMES, values, strict=True))
+        return dict(zip(features.NAMES, vector.tolist(), strict=True))
 
 
 def _rows(parts: Stages, seconds: Array, block: int, total: int) -> tuple[Estimate, ...]:
     """The whole payload's, from one block's: stages overlap in bulk, so times add up by blocks."""
     times = total / block
-    columns = (parts.compress, parts.send, parts.decompress, parts.sent_bytes, seconds)
-    table = np.stack(columns, axis=-1).tolist()
-    return tuple(
-        Estimate(codec.name, block / sent, compress * times, send * times, decompress * times, whole * times)
-        for codec, (compress, send, decompress, sent, whole) in zip(codecs.CODECS, table, strict=True)
-    )
+    columns = (
+        block / parts.sent_bytes, parts.compress * times, parts.send * times, parts.decompress * times, seconds * times
+    )  # fmt: skip
+    return tuple(map(Estimate, _PLACES, *(column.tolist() for column in columns)))

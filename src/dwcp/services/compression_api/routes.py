@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from dwcp.runtime.connections import AtOnce, RawHeaders
 from dwcp.runtime.failpoints import failpoint
 from dwcp.runtime.http import Receive, Refusal, Scope, Send, json_response, refused
 from dwcp.services import bodies
@@ -31,20 +32,22 @@ PURE_PATHS = (PREDICT_PATH, BATCH_PATH, EXPLAIN_PATH, SIMULATE_PATH)  # a POST o
 
 
 class Front:
-    """The app with the one hot route before it: on its way through the app a question would cost half as
-    much again as it does."""
+    """The app with the one hot route before it: on its way through the app a question would cost half as much again
+    as it does. What comes whole is answered at once, the rest (a body in chunks, `Expect`) by the call."""
 
     def __init__(self, app: FastAPI, desk: Desk, *, admission: Admission) -> None:
         self._app = app
         self._desk = desk
         self._admission = admission
+        self.at_once = (AtOnce(PREDICT_PATH, asking.BODY_BYTES_MAX, self._admitted),)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != PREDICT_PATH or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         try:
-            answer = await self._predict(scope, receive)
+            self._admission.decisions()
+            answer = self._predict(scope["headers"], await _whole(receive))
         except Refusal as refusal:
             await refused(refusal)(scope, receive, send)
         except ClientDisconnect:
@@ -54,11 +57,14 @@ class Front:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": answer})
 
-    async def _predict(self, scope: Scope, receive: Receive) -> bytes:
+    def _admitted(self, raw: RawHeaders, body: bytes) -> bytes:
         self._admission.decisions()
+        return self._predict(raw, body)
+
+    def _predict(self, raw: RawHeaders, body: bytes) -> bytes:
         failpoint("compression.predict.before")
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        found = self._desk.answer(asking.asked(headers, await _whole(receive)))
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
+        found = self._desk.answer(asking.asked(headers, body))
         failpoint("compression.predict.after")
         return msgspec.json.encode(found)
 

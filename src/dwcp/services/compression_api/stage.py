@@ -86,17 +86,18 @@ class Stage:
 
     def _safely(self, decider: Decider, ask: Ask) -> tuple[Decided, bool]:
         """The decision, and whether it is the decider's own."""
-        started = time.thread_time()  # CPU: a busy host makes no model slow
+        tried = self.trial if self.trial is not None and decider is self.trial.subject else None
+        started = time.thread_time() if tried else 0.0  # CPU: a busy host makes no model slow
         try:
             decided = decider.decide(ask)
         except Exception:  # noqa: BLE001  # whatever a model does, questions are answered
             self._telemetry.count("dwcp_compression_model_errors_total")
-            if self.trial is not None and decider is self.trial.subject:
-                self.trial.fault()
-                self._judge(self.trial)
+            if tried:
+                tried.fault()
+                self._judge(tried)
             return self._table.decide(ask), False
-        if self.trial is not None and decider is self.trial.subject:
-            self.trial.timed(time.thread_time() - started)
+        if tried:
+            tried.timed(time.thread_time() - started)
         return decided, True
 
     def _watched(self, decided: Decided) -> Decided:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import cast
 
@@ -43,17 +43,22 @@ _PIECE_BYTES = 256 << 10
 _IDLE_S_MAX = 60.0  # without a byte from the sender
 CONTAINER_TYPE = "application/vnd.dwcp.container"
 
-Transform = Callable[[Headers, "Body"], AsyncIterator[bytes]]
+Transform = Callable[[Headers, "Body"], AsyncGenerator[bytes, None]]
 Decide = Callable[[Ask], tuple[Decided, float]]
+Choose = Callable[[memoryview], Codec]
+Begun = tuple[Awaitable[bytes], memoryview]  # what a thread will give, and the memory that it reads
+_NOTHING = memoryview(b"")
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bytes of one stream, uncompressed, and seconds of its whole life."""
+    """Bytes of one stream, uncompressed, and seconds of its whole life. `in_work`: blocks of a stream that are packed
+    or wait for it. The loop gets a processor only when the scheduler takes one from a packing thread, milliseconds
+    later where all are busy; what waits must last the packing threads until then."""
 
     raw_bytes_max: int
     seconds_max: float
-    in_work: int = 3
+    in_work: int = 6
 
 
 class StreamEndpoint(Response):
@@ -74,8 +79,11 @@ class StreamEndpoint(Response):
         try:
             with self._admission:
                 async with asyncio.timeout(self._limits.seconds_max):
-                    async for piece in self._transform(Headers(scope=scope), Body(scope, receive)):
-                        await answer.write(piece)
+                    async with aclosing(
+                        self._transform(Headers(scope=scope), Body(scope, receive))
+                    ) as pieces:
+                        async for piece in pieces:
+                            await answer.write(piece)
                     await answer.end()
         except Refusal as refusal:
             await answer.fail(refusal, scope, receive)
@@ -203,36 +211,34 @@ class Streams:
         self._limits = limits
         self._telemetry = telemetry
 
-    async def compress(self, headers: Headers, body: Body) -> AsyncIterator[bytes]:
+    async def compress(self, headers: Headers, body: Body) -> AsyncGenerator[bytes, None]:
         """Raw bytes to a container. `X-Codec` fixes the codec; else each block of 1 MiB is decided on
         for the link of `X-Bandwidth-Bps`."""
         choose = self._chooser(headers)
         writer = Writer(Header(secrets.token_bytes(container.STREAM_ID_SIZE), BLOCK_BYTES))
         yield writer.header.encode()
-        stream_id, index = writer.header.stream_id, 0
-        waiting: deque[tuple[Awaitable[bytes], memoryview]] = deque()
-        total = 0
+        async with aclosing(self._in_order(self._packing(body, choose, writer))) as packed:
+            async for frame, raw in packed:
+                body.spare(raw)
+                writer.note(frame)
+                self._telemetry.count(
+                    "dwcp_compression_stream_packed_bytes_total", len(frame), way="compress"
+                )
+                yield frame
+        yield writer.end()
 
-        async def first() -> bytes:
-            work, raw = waiting.popleft()
-            frame = await work
-            body.spare(raw)
-            return self._packed(writer, frame)
-
+    async def _packing(self, body: Body, choose: Choose, writer: Writer) -> AsyncGenerator[Begun, None]:
+        """Each block of the body as work that has begun."""
+        total = index = 0
         async for raw in body.blocks(BLOCK_BYTES):
             total += len(raw)
             if total > self._limits.raw_bytes_max:
                 raise Refusal(413, "too_large", f"a stream may have {self._limits.raw_bytes_max} bytes")
-            waiting.append((self._run(_pack, raw, choose(raw), stream_id, index), raw))
+            yield self._run(_pack, raw, choose(raw), writer.header.stream_id, index), raw
             index += 1
-            if len(waiting) >= self._limits.in_work:
-                yield await first()
-        while waiting:
-            yield await first()
-        yield writer.end()
         self._telemetry.count("dwcp_compression_stream_raw_bytes_total", total, way="compress")
 
-    async def decompress(self, headers: Headers, body: Body) -> AsyncIterator[bytes]:
+    async def decompress(self, headers: Headers, body: Body) -> AsyncGenerator[bytes, None]:
         """A container to raw bytes, each block verified before it goes out."""
         most = int(
             asking.header(
@@ -244,8 +250,9 @@ class Streams:
         )
         reader = Reader(raw_bytes_max=most)
         try:
-            async for raw in self._unpacked(reader, body):
-                yield raw
+            async with aclosing(self._in_order(self._unpacking(reader, body))) as unpacked:
+                async for raw, _ in unpacked:
+                    yield raw
             reader.finish()
         except BombRefused:
             self._telemetry.count("dwcp_compression_refused_total", reason="bomb")
@@ -254,8 +261,8 @@ class Streams:
             self._telemetry.count("dwcp_compression_refused_total", reason="invalid")
             raise
 
-    async def _unpacked(self, reader: Reader, body: Body) -> AsyncIterator[bytes]:
-        waiting: deque[Awaitable[bytes]] = deque()
+    async def _unpacking(self, reader: Reader, body: Body) -> AsyncGenerator[Begun, None]:
+        """Each block of the container as work that has begun."""
         taken = given = 0
         async for piece in body.pieces():
             taken += len(piece)
@@ -265,20 +272,44 @@ class Streams:
                 given += item.raw_size
                 if given > RATIO_FROM_BYTES and given > RATIO_MAX * taken:
                     raise BombRefused(f"the stream grows more than {RATIO_MAX} times")
-                waiting.append(self._run(_unpack, item))
-                if len(waiting) >= self._limits.in_work:
-                    yield await waiting.popleft()
-        while waiting:
-            yield await waiting.popleft()
+                yield self._run(_unpack, item), _NOTHING
         self._telemetry.count("dwcp_compression_stream_raw_bytes_total", given, way="decompress")
         self._telemetry.count("dwcp_compression_stream_packed_bytes_total", taken, way="decompress")
 
-    def _packed(self, writer: Writer, frame: bytes) -> bytes:
-        writer.note(frame)
-        self._telemetry.count("dwcp_compression_stream_packed_bytes_total", len(frame), way="compress")
-        return frame
+    async def _in_order(
+        self, work: AsyncGenerator[Begun, None]
+    ) -> AsyncGenerator[tuple[bytes, memoryview], None]:
+        """What comes of the work, in its order and as soon as it is there, however slowly more comes in; `in_work`
+        pieces of it are begun ahead. A fault of the input ends it at once, whatever is still in work."""
+        begun: asyncio.Queue[Begun | None] = asyncio.Queue()
+        room = asyncio.Semaphore(self._limits.in_work)
 
-    def _chooser(self, headers: Headers) -> Callable[[memoryview], Codec]:
+        async def feed() -> None:
+            try:
+                await room.acquire()
+                async with aclosing(work):
+                    async for each in work:
+                        begun.put_nowait(each)
+                        await room.acquire()
+            finally:
+                begun.put_nowait(None)
+
+        feeding = asyncio.create_task(feed())
+        try:
+            while (each := await begun.get()) is not None:
+                done = await each[0]
+                if feeding.done():
+                    feeding.result()
+                yield done, each[1]
+                room.release()
+            await feeding
+        finally:
+            feeding.cancel()
+            await asyncio.wait({feeding})
+            if not feeding.cancelled():
+                feeding.exception()  # where the work failed first, that is what is raised
+
+    def _chooser(self, headers: Headers) -> Choose:
         name = headers.get("X-Codec", "auto")
         if name != "auto":
             try:

@@ -6,11 +6,14 @@ import asyncio
 import dataclasses
 import random
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from pathlib import Path
 from typing import cast
 
 import httpx
 import pytest
+from starlette.datastructures import Headers
 from tests.unit.services.compression_api.scene import service
 
 from dwcp.compression import codecs
@@ -18,7 +21,8 @@ from dwcp.compression.container import Header, Writer
 from dwcp.runtime.http import Refusal
 from dwcp.runtime.telemetry import Telemetry
 from dwcp.services.compression_api.admission import Admission
-from dwcp.services.compression_api.streams import COMPRESS_PATH, DECOMPRESS_PATH, Limits
+from dwcp.services.compression_api.deciding import Ask, Decided
+from dwcp.services.compression_api.streams import COMPRESS_PATH, DECOMPRESS_PATH, Body, Limits, Streams
 
 NOISE = random.Random(3).randbytes(1 << 20)
 DATA = b"a line of text that repeats\n" * 90_000 + NOISE + bytes(1 << 20) + b"end"
@@ -157,3 +161,51 @@ def test_every_codec_packs_any_buffer(codec: codecs.Codec) -> None:
     packed = codec.pack(cast("bytes", memoryview(bytearray(raw))))
 
     assert bytes(packed) == bytes(codec.pack(raw))
+
+
+class Slow:
+    """A body whose sender stops after `stop` blocks, and what became of its blocks."""
+
+    def __init__(self, stop: int) -> None:
+        self.taken = self.spared = 0
+        self._stop = stop
+
+    async def blocks(self, size: int) -> AsyncIterator[memoryview]:
+        while self.taken < self._stop:
+            self.taken += 1
+            yield memoryview(bytearray(size))
+        await asyncio.Event().wait()
+
+    def spare(self, block: memoryview) -> None:
+        self.spared += len(block) > 0
+
+
+async def _streaming(stop: int, given: int) -> Slow:
+    """The first `given` pieces of the answer to such a body, and time for whatever goes on without a reader."""
+    body = Slow(stop)
+    with ThreadPoolExecutor(2) as pool:
+        limits = Limits(1 << 40, 60.0)
+        through = Streams(_never, pool=pool, limits=limits, telemetry=Telemetry("t", version="0"))
+        async with aclosing(through.compress(Headers({"X-Codec": "none"}), cast("Body", body))) as pieces:
+            for _ in range(given):
+                await asyncio.wait_for(anext(pieces), 10)
+            for _ in range(100):
+                await asyncio.sleep(0)
+    return body
+
+
+def _never(ask: Ask) -> tuple[Decided, float]:
+    raise AssertionError(f"a fixed codec asks nobody: {ask}")
+
+
+def test_no_block_waits_for_the_next() -> None:
+    """Goal: what is packed goes out, however slow the sender is. Method: two blocks, then silence; the header and
+    both blocks are there."""
+    assert asyncio.run(_streaming(2, 3)).spared == 2
+
+
+def test_a_slow_reader_holds_the_blocks_in_work() -> None:
+    """Goal: bounded memory. Method: a sender without end, a reader that takes the header and three blocks."""
+    body = asyncio.run(_streaming(10_000, 4))
+    assert body.spared == 3
+    assert body.taken <= 3 + Limits(1, 1.0).in_work

@@ -9,7 +9,7 @@ from typing import cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dwcp.runtime.http import JOINED_BYTES_MAX, Joined
+from dwcp.runtime.connections import JOINED_BYTES_MAX, Joined
 
 
 class Wire(asyncio.Transport):
