@@ -54,6 +54,9 @@ def add_routes(app: FastAPI, desk: Desk) -> None:
     async def model(_request: Request) -> Response:
         return json_response(desk.model())
 
+    async def day(_request: Request) -> Response:
+        return json_response(desk.told_day())
+
     async def decision(request: Request) -> Response:
         return json_response(desk.explain(request.path_params["identity"]))
 
@@ -66,6 +69,7 @@ def add_routes(app: FastAPI, desk: Desk) -> None:
         (NODES_PATH, change, "POST"),
         (NODES_PATH, nodes, "GET"),
         ("/v1/model", model, "GET"),
+        ("/v1/day", day, "GET"),
         ("/v1/decisions/{identity}", decision, "GET"),
     ):
         add_direct_route(app, path, guarded(route), method=method)
