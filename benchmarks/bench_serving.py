@@ -8,13 +8,16 @@ clients, 32 workloads at a time, 100 nodes; each batch is released again. Withou
 if it ships one; without that one a network of the shipped size with random weights does, and the line says so:
 speed does not depend on what was learned. A model decides only for as many nodes as it was validated on: where
 `--nodes` are more, `single_…` are the rule's answers (`single_model_share` says so), and `validated_single_…` are the
-same at the largest fleet that the model was validated for. Every answer is checked: nothing may be overfull at the end.
+same at the largest fleet that the model was validated for. `…_cpu_ms` is the service's CPU per request (a batch's
+release counted in): on a machine that others use, compare that. Every answer is checked: nothing may be overfull at
+the end.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import multiprocessing
 import os
@@ -93,6 +96,7 @@ async def _serve(pipe: Connection, model: str) -> None:
     from dwcp.runtime.telemetry import Telemetry
     from dwcp.services.allocator import routes
     from dwcp.services.allocator.desk import Desk
+    from dwcp.services.allocator.routes import add_direct_route
     from dwcp.services.allocator.stage import Stage
 
     telemetry, clock = Telemetry("maddpg-allocator", version="bench"), SystemClock()
@@ -120,10 +124,12 @@ async def _serve(pipe: Connection, model: str) -> None:
     from fastapi import Request as Asked
 
     release.__annotations__["request"] = Asked
-    app.add_api_route(RELEASE_PATH, release, methods=["POST"], response_model=None)
+    add_direct_route(app, RELEASE_PATH, release, method="POST")
     probe = bind(HOST, 0)
     port = probe.getsockname()[1]
     probe.close()
+    gc.collect()
+    gc.freeze()  # as the composition root does
     stop, started = asyncio.Event(), asyncio.Event()
     paths = (routes.PLACE_PATH, routes.BATCH_PATH, routes.NODES_PATH, routes.RELEASE_PATH, RELEASE_PATH)
     asyncio.get_running_loop().add_reader(pipe.fileno(), stop.set)
@@ -162,13 +168,20 @@ class Line:
         self._writer.close()
 
 
-async def singles(port: int, *, count: int, fleet_size: int) -> dict[str, Any]:
+def cpu_s(pid: int) -> float:
+    """Seconds of CPU that the process has had: on a shared machine it says more than the time on the wall."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+
+
+async def singles(port: int, *, count: int, fleet_size: int, pid: int) -> dict[str, Any]:
     """One at a time."""
     line = await Line.open(port)
     told = api.NodesChange(upsert=nodes(fleet_size, seed=1), replace=True)
     fleet = answer(api.FleetRevision, await line.send(api.change_nodes(told))).fleet
     took, by_model, placed = [], 0, 0
     asked = workloads(count + 50, seed=2, fleet=fleet)
+    spent = cpu_s(pid)
     for number, one in enumerate(asked):
         wanted = api.place(one)
         started = time.perf_counter()
@@ -182,18 +195,20 @@ async def singles(port: int, *, count: int, fleet_size: int) -> dict[str, Any]:
             await line.send(
                 Request("POST", RELEASE_PATH, msgspec.json.encode([w.workload for w in asked[: number + 1]]))
             )
+    spent = cpu_s(pid) - spent
     line.close()
     times = np.sort(np.array(took)) * 1000
     return {
         "single_nodes": fleet_size,
         "single_ms_p50": round(float(np.quantile(times, 0.5)), 3),
         "single_ms_p99": round(float(np.quantile(times, 0.99)), 3),
+        "single_cpu_ms": round(spent / len(asked) * 1000, 3),
         "single_model_share": round(by_model / count, 4),
         "single_placed": placed,
     }
 
 
-async def batches(port: int, *, count: int, clients: int = 2) -> dict[str, Any]:
+async def batches(port: int, *, count: int, pid: int, clients: int = 2) -> dict[str, Any]:
     """Batches of 32 by two clients at once, so that the service is never idle."""
     line = await Line.open(port)
     told = api.NodesChange(upsert=nodes(BATCH_NODES, seed=3), replace=True)
@@ -216,15 +231,16 @@ async def batches(port: int, *, count: int, clients: int = 2) -> dict[str, Any]:
     await client(0)  # warm
     answers.clear()
     took.clear()
-    started = time.perf_counter()
+    spent, started = cpu_s(pid), time.perf_counter()
     await asyncio.gather(*(client(which) for which in range(clients)))
-    elapsed = time.perf_counter() - started
+    elapsed, spent = time.perf_counter() - started, cpu_s(pid) - spent
     got = [one for body in answers for one in answer(api.BatchAnswer, body).answers]
     by_model = sum(one.by == "model" for one in got)
     placed = sum(bool(one.node) for one in got)
     return {
         "batch_nodes": BATCH_NODES,
         "placements_per_s": round(count * api.BATCH_MAX / elapsed),
+        "batch_cpu_ms": round(spent / count * 1000, 3),
         "batch_ms_p50": round(float(np.quantile(took, 0.5)) * 1000, 2),
         "batch_ms_p99": round(float(np.quantile(took, 0.99)) * 1000, 2),
         "batch_model_share": round(by_model / (count * api.BATCH_MAX), 4),
@@ -253,6 +269,7 @@ def main() -> int:
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=server, args=(theirs, options.model), daemon=True)
     process.start()
+    pid = process.pid or 0
     port, source, rule, (fewest, most) = mine.recv()
     found: dict[str, Any] = {
         "model": source,
@@ -260,11 +277,13 @@ def main() -> int:
         "model_nodes_max": most,
         "rule": rule,
     }
-    found |= asyncio.run(singles(port, count=options.singles, fleet_size=options.nodes))
+    found |= asyncio.run(singles(port, count=options.singles, fleet_size=options.nodes, pid=pid))
     within = min(max(options.nodes, fewest), most)
-    inside = asyncio.run(singles(port, count=options.singles, fleet_size=within)) if within else {}
+    inside = {}
+    if within:
+        inside = asyncio.run(singles(port, count=options.singles, fleet_size=within, pid=pid))
     found |= {f"validated_{key}": value for key, value in inside.items()}
-    found |= asyncio.run(batches(port, count=options.batches))
+    found |= asyncio.run(batches(port, count=options.batches, pid=pid))
     mine.send("stop")
     overfull, cpu_s, share = mine.recv()
     process.join(10)

@@ -24,7 +24,7 @@ HELD = frozenset({State.PLACED, State.RUNNING})
 
 
 class Use(Shape, frozen=True):
-    """One resource at one site. `used` is what is really consumed: no agent measures that yet."""
+    """One resource at one site. `used` is what commands really use, of CPU and memory, where all agents said it."""
 
     site: str
     resource: str
@@ -193,7 +193,13 @@ def _uses(nodes: Sequence[NodeView]) -> Iterable[Use]:
         own = [view for view in nodes if view.node.site == site]
         for column, name in enumerate(RESOURCES):
             capacity = sum(getattr(view.node.capacity, name) for view in own)
-            yield Use(site, name, capacity, sum(_used(view)[column] for view in own), None)
+            yield Use(site, name, capacity, sum(_used(view)[column] for view in own), _really(own, name))
+
+
+def _really(nodes: Sequence[NodeView], resource: str) -> int | None:
+    """Of a whole site; None where one of its agents did not say, or nobody measures that resource."""
+    told = [getattr(view.used, resource, None) for view in nodes]
+    return None if None in told else sum(one for one in told if one is not None)
 
 
 def _stranding(nodes: Sequence[NodeView], workloads: Sequence[WorkloadView]) -> Iterable[Stranding]:

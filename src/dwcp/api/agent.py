@@ -21,6 +21,13 @@ class KeptReceipts(Shape, frozen=True):
     ]  # Any: `api.manager.StoredReceipt`, opaque to a reader of another version
 
 
+class RealUse(Shape, frozen=True):
+    """What a node's commands really use now, beside what was promised to them."""
+
+    cpu_milli: int
+    memory_mib: int
+
+
 def health() -> Request:
     return request("GET", "health")
 

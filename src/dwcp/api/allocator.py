@@ -172,6 +172,44 @@ class WhatIfAnswer(Shape, frozen=True):
     cost_usd_after: float
 
 
+class Dealt(Shape, frozen=True):
+    """One placement of the last day, in Unix ms. `until_ms` is when it was last known to run; `priority` is 0 … 2 as
+    the allocator counts; `by` is "model" or "rule"."""
+
+    workload: str
+    node: str
+    by: str
+    asked_ms: int  # when it was first asked for
+    placed_ms: int
+    until_ms: int
+    demand: Capacity
+    site: str
+    data_site: str
+    data_bytes: int
+    priority: int
+    predicted_s: float
+    budget_s: float
+
+
+class Prices(Shape, frozen=True):
+    """What places cost: links in Mbit/s up and down, dollars per GB and per core-hour of energy, by site."""
+
+    links: dict[str, tuple[float, float]]
+    usd_per_gb: float
+    energy_usd: float
+    site_usd_per_gb: dict[str, float]
+    site_energy_usd: dict[str, float]
+
+
+class Day(Shape, frozen=True):
+    """`GET /v1/day`: the last day's placements in their order, since the start of this process at the earliest."""
+
+    since_ms: int
+    now_ms: int
+    prices: Prices
+    dealt: tuple[Dealt, ...]
+
+
 class ReleaseRequest(Shape, frozen=True):
     """`POST /v1/release`: forget the reservation made for this workload."""
 
@@ -257,6 +295,10 @@ def release(workload: str) -> Request:
 
 def nodes() -> Request:
     return request("GET", "v1", "nodes")
+
+
+def day() -> Request:
+    return request("GET", "v1", "day")
 
 
 def model() -> Request:

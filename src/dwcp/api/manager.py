@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from dwcp.api.agent import RealUse
 from dwcp.api.requests import Request, request
 from dwcp.api.workloads import Allocation, Job, Node, Output, PayloadRef, Shape, WorkloadState
 
@@ -57,6 +58,7 @@ class NodeView(Shape, frozen=True):
     allocation: Allocation
     reach: Reach
     reach_detail: str = ""
+    used: RealUse | None = None  # as the agent's last health answer said; null: it did not
 
 
 class NodeList(Shape, frozen=True):

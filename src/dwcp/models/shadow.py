@@ -10,7 +10,7 @@ sequences" (2021), the normal mixture boundary, with the running variance (asymp
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 SAMPLES_MIN = 200
@@ -40,7 +40,7 @@ class Comparison:
         x = math.log(candidate / incumbent)
         samples = self.samples + 1
         mean = self.mean + (x - self.mean) / samples
-        return replace(self, samples=samples, mean=mean, squares=self.squares + (x - self.mean) * (x - mean))
+        return Comparison(samples, mean, self.squares + (x - self.mean) * (x - mean))
 
     @property
     def radius(self) -> float:

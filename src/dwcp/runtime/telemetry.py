@@ -37,6 +37,7 @@ class Metric:
 
 TINY_SECONDS = (1e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 1.5e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 1e-1, 1)
 LOG_ERRORS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.5)
+WAIT_SECONDS = (0.1, 1, 5, 15, 60, 300, 600, 1800, 3600, 7200, 14_400, 43_200)
 FAST_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 METRICS: tuple[Metric, ...] = (
@@ -182,6 +183,27 @@ METRICS: tuple[Metric, ...] = (
         Kind.GAUGE,
         "Share of a site's cores that are free but of no use to a middling workload.",
         ("site",),
+    ),
+    Metric(
+        "dwcp_maddpg_sla_violations_total",
+        Kind.COUNTER,
+        "Workloads that start after their waiting budget, each once: capacity (it ended without a place), wait (placed "
+        "after it), shipping (placed in time, the data arrives later).",
+        ("priority", "cause"),
+    ),
+    Metric(
+        "dwcp_maddpg_queue_length",
+        Kind.GAUGE,
+        "Workloads that were asked for in the last ten minutes and have no place, by the site that they are pinned "
+        "to or have their data at.",
+        ("site", "priority"),
+    ),
+    Metric(
+        "dwcp_maddpg_wait_seconds",
+        Kind.HISTOGRAM,
+        "What a workload had waited when it was placed: as its asker says, or since it was first asked for in vain.",
+        ("priority",),
+        WAIT_SECONDS,
     ),
     Metric(
         "dwcp_maddpg_cost_usd_total",

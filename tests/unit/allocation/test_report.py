@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from dwcp.allocation.report import commits, decisions, fleet, jain, wan_bytes
+from dwcp.api.agent import RealUse
 from dwcp.api.manager import NodeView, Reach, WorkloadView
 from dwcp.api.workloads import (
     Allocation,
@@ -50,6 +52,17 @@ def workload(by: str, cpu: float, state: State, **more: object) -> WorkloadView:
         ),
         revision=1,
     )
+
+
+def test_what_is_really_used_is_a_sites_sum_or_a_gap() -> None:
+    """Goal: a node that did not say is never a zero. Method: two nodes of a site that say it; one of them silent."""
+    both = [
+        msgspec.structs.replace(node("oslo", placed=3000), used=RealUse(cpu_milli=cpu, memory_mib=10))
+        for cpu in (700, 50)
+    ]
+    told = {use.resource: use.used for use in fleet(both, ()).uses}
+    assert told == {"cpu_milli": 750, "memory_mib": 20, "storage_mib": None, "bandwidth_mbps": None}
+    assert {use.used for use in fleet([both[0], node("oslo")], ()).uses} == {None}
 
 
 def test_use_stranding_tenants_and_deadlines() -> None:

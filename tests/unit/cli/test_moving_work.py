@@ -13,8 +13,10 @@ import msgspec
 import pytest
 import typer
 
-from dwcp.api.manager import NodeList, WorkloadList
+from dwcp.api.allocator import Day, Dealt, Prices
+from dwcp.api.manager import NodeList, NodeView, Reach, WorkloadList
 from dwcp.api.rebalance import Cost, Move, Plan, Rebalance, RebalanceView, Standing
+from dwcp.api.workloads import Allocation, Capacity, Node
 from dwcp.cli import calls, scraping
 from dwcp.cli.calls import ControlPlane, ServiceUnavailable
 from dwcp.cli.commands import allocation_report, rebalance
@@ -36,11 +38,12 @@ class Desk:
         self.state, self.out, self.err = state, io.StringIO(), io.StringIO()
 
         @contextmanager
-        def plane(_env: object, _layout: object):  # type: ignore[no-untyped-def]
+        def plane(_env: object, _layout: object, _name: str = ""):  # type: ignore[no-untyped-def]
             with httpx.Client(transport=httpx.MockTransport(handler)) as client:
                 yield ControlPlane(client, "https://manager")
 
         monkeypatch.setattr(calls, "control_plane", plane)
+        monkeypatch.setattr(calls, "service", plane)
 
     def run(self, command: Callable[..., int], *arguments: str) -> int:
         app = typer.Typer(add_completion=False)
@@ -129,7 +132,12 @@ def test_nothing_to_gain_is_well_and_says_why(tmp_path: Path, monkeypatch: pytes
     assert "no plan was ever ordered" in desk.out.getvalue()
 
 
+PRICES = Prices({}, 0.02, 0.002, {}, {})
+
+
 def fleet_only(request: httpx.Request) -> httpx.Response:
+    if request.url.path == "/v1/day":
+        return body(Day(0, 0, PRICES, ()))
     if request.url.path.endswith("nodes"):
         return body(NodeList(nodes=(), revision=1))
     return body(WorkloadList(workloads=(), revision=1))
@@ -141,6 +149,11 @@ def test_a_report_goes_on_where_a_source_is_down(tmp_path: Path, monkeypatch: py
     down: set[str] = set()
     monkeypatch.setattr(calls, "require_installed", lambda _layout: None)
 
+    def answering(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/day" and down:
+            raise httpx.ConnectError("refused", request=request)
+        return fleet_only(request)
+
     def scrape(_env: object, _layout: object, service: str) -> scraping.Samples:
         if service in down:
             raise NotRunning(f"{service} does not answer")
@@ -148,7 +161,7 @@ def test_a_report_goes_on_where_a_source_is_down(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(scraping, "scrape", scrape)
     monkeypatch.setattr(scraping, "agents", lambda _layout: ["dwcp-agent-oslo"])
-    desk = Desk(tmp_path, monkeypatch, fleet_only)
+    desk = Desk(tmp_path, monkeypatch, answering)
     report = allocation_report.resource_allocation_report
 
     assert desk.run(report) == 0, desk.out.getvalue()
@@ -161,9 +174,45 @@ def test_a_report_goes_on_where_a_source_is_down(tmp_path: Path, monkeypatch: py
     assert {part["name"]: part["verdict"] for part in document["sections"]} == {
         "fleet": "ok",
         "placements": "unknown",
+        "replay": "unknown",
         "commits": "ok",
         "wan": "ok",
     }
+
+
+@pytest.mark.parametrize(("home", "code", "said"), [("rome", 0, "cheaper"), ("oslo", 1, "dearer")])
+def test_the_day_is_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str, code: int, said: str
+) -> None:
+    """Goal: placements that are surely dearer than first-fit's are a finding. Method: 40 workloads in rome, whose data
+    is there; and whose data is in oslo, where first-fit begins."""
+    room = Capacity(4000, 4096, 1000, 100)
+    views = [
+        NodeView(Node(f"n-{site}", site, "a:1", room), Allocation(), Reach.REACHABLE)
+        for site in ("oslo", "rome")
+    ]
+    day = [
+        Dealt(
+            f"w{at}", "n-rome", "rule", at, at, at + 1, Capacity(9, 9, 9, 0), "", home, 10**9, 1, 60.0, 600.0
+        )
+        for at in range(0, 400, 10)
+    ]
+
+    def answering(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/day":
+            return body(Day(0, 500, PRICES, tuple(day)))
+        if request.url.path.endswith("nodes"):
+            return body(NodeList(nodes=tuple(views), revision=1))
+        return body(WorkloadList(workloads=(), revision=1))
+
+    monkeypatch.setattr(calls, "require_installed", lambda _layout: None)
+    monkeypatch.setattr(scraping, "scrape", lambda *_: {"dwcp_maddpg_optimization_total": []})
+    monkeypatch.setattr(scraping, "agents", lambda _layout: [])
+    desk = Desk(tmp_path, monkeypatch, answering)
+
+    assert desk.run(allocation_report.resource_allocation_report) == code, desk.out.getvalue()
+    assert f"% {said} (95 %:" in desk.out.getvalue()
+    assert "the day's 40 placements (0 by a model) beside drf" in desk.out.getvalue()
 
 
 def test_a_report_on_nothing_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,12 +75,12 @@ class Served:
 
     def inside(self, scored: Scored) -> bool:
         """Whether every feature is near what the model saw in training."""
-        nodes, context = scored.nodes, scored.context
-        present = nodes[_PRESENT] > 0
-        if not present.all():
-            nodes = nodes[:, present]
-        near = np.logical_and(nodes >= self._node_low[:, None], nodes <= self._node_high[:, None])
-        return bool(near.all()) and self._near(context)
+        nodes = scored.nodes
+        if not scored.whole:
+            nodes = nodes[:, nodes[_PRESENT] > 0]
+        near = nodes >= self._node_low[:, None]
+        near &= nodes <= self._node_high[:, None]
+        return bool(np.logical_and.reduce(near, axis=None)) and self._near(scored.context)
 
     def _near(self, context: Singles) -> bool:
         """In plain Python: quicker for these few."""

@@ -33,6 +33,7 @@ class Scored:
     base: Floats
     nodes: Singles
     context: Singles
+    whole: bool  # every node is present
 
 
 class Scorer:
@@ -48,15 +49,18 @@ class Scorer:
         )  # the last column: each decision's own
         self._in_context = np.concatenate([own["in.context"], own["in.bias"][None]])
         self._mid = _beside(own["mid"].T, own["mid.bias"])
-        self._pool = np.concatenate([own["pool"], own["pool.bias"][None]])
+        self._width = len(own["mid"])
+        self._pool = self._pooling(own)
         self._node = _beside(own["node.in"].T, np.zeros_like(own["node.bias"]))
-        self._site = own["site.in"]
-        self._heads = np.concatenate([own["node.whole"], own["site.whole"], own["defer.in"]], axis=1)
-        self._heads_bias = np.concatenate([own["node.bias"], own["site.bias"], own["defer.bias"]])
+        self._site = _below(
+            own["site.in"]
+        )  # a mean's last number says that there was something to take it of
+        heads = np.concatenate([own["node.whole"], own["site.whole"], own["defer.in"]], axis=1)
+        biases = np.concatenate([own["node.bias"], own["site.bias"], own["defer.bias"]])
+        self._heads = np.concatenate([heads, biases[None]])
         self._node_out, self._site_out = own["node.out"][:, 0], own["site.out"][:, 0]
         self._defer_out = own["defer.out"][:, 0]
         self._node_shift, self._defer_shift = (float(one) for one in own["out.bias"])
-        self._width = len(own["mid"])
         self._rows = self._buffers(1)
 
     def score(self, standing: Standing, base: Floats | None = None) -> Scored:
@@ -71,7 +75,7 @@ class Scorer:
                 nodes[_GAP] *= standing.sheet.roster.present
             context = standing.context(float(gap[-1]))
             bids = self._forward(nodes, context, standing.sheet.offers[standing.place])
-            return Scored(bids - gap, base, nodes[:-1], context[:-1])
+            return Scored(bids - gap, base, nodes[:-1], context[:-1], standing.sheet.roster.whole)
 
     def _base(self, standing: Standing) -> Floats:
         if self.tuned is not None:
@@ -83,29 +87,28 @@ class Scorer:
         width, count = self._width, nodes.shape[1]
         if self._rows[0].shape[1] != count:
             self._rows = self._buffers(count)
-        first, second, node = self._rows
-        self._in[:, -1] = context @ self._in_context
-        np.matmul(self._in, nodes, out=first[:-1])
-        np.maximum(first[:-1], 0.0, out=first[:-1])
-        np.matmul(self._mid, first, out=second[:-1])
-        np.maximum(second[:-1], 0.0, out=second[:-1])
+        first, second, node, first_own, second_own = self._rows
+        self._in[:, -1] = context.dot(self._in_context)
+        np.dot(self._in, nodes, out=first_own)
+        np.maximum(first_own, 0.0, out=first_own)
+        np.dot(self._mid, first, out=second_own)
+        np.maximum(second_own, 0.0, out=second_own)
         weighted = offers.member * nodes[_FEASIBLE]
         weighted[1] = nodes[_PRESENT]
-        sums = weighted @ second.T  # the last column: how many nodes
-        means = sums[:, :-1] / np.maximum(sums[:, -1:], 1.0)
-        whole = np.concatenate((means[0], means[1], context)) @ self._pool
-        heads = np.maximum(whole, 0.0) @ self._heads
-        heads += self._heads_bias
+        means = weighted.dot(second.T)  # sums; the last column: of how many nodes
+        means /= np.maximum(means[:, -1:], 1.0)
+        whole = np.concatenate((means[:2].ravel(), context)).dot(self._pool)
+        heads = np.maximum(whole, 0.0, out=whole).dot(self._heads)
         self._node[:, -1] = heads[:width]
-        np.matmul(self._node, second, out=node)
+        np.dot(self._node, second, out=node)
         np.maximum(node, 0.0, out=node)
-        site = means[2:] @ self._site
+        site = means[2:].dot(self._site)
         site += heads[width : 2 * width]
-        offered = np.maximum(site, 0.0) @ self._site_out
+        offered = np.maximum(site, 0.0, out=site).dot(self._site_out)
         offered += self._node_shift
         bids = np.empty(count + 1, dtype=np.float32)
-        np.add(self._node_out @ node, offered[offers.group], out=bids[:-1])
-        bids[-1] = np.maximum(heads[2 * width :], 0.0) @ self._defer_out + self._defer_shift
+        np.add(self._node_out.dot(node), offered.take(offers.group), out=bids[:-1])
+        bids[-1] = np.maximum(heads[2 * width :], 0.0).dot(self._defer_out) + self._defer_shift
         np.tanh(bids, out=bids)
         bids *= learned.REACH
         return bids
@@ -113,19 +116,37 @@ class Scorer:
     def _gaps(self, standing: Standing, base: Floats) -> Floats:
         """[N + 1] how far below its favourite the rule puts each column, in logits."""
         known = base if isfinite(np.add.reduce(base)) else np.where(np.isfinite(base), base, -1e30)
-        gap = np.where(standing.mask, known, -1e30).max() - known
+        gap = np.maximum.reduce(np.where(standing.mask, known, -1e30)) - known
         gap *= self._sharp
         np.maximum(gap, 0.0, out=gap)
         return np.asarray(np.minimum(gap, learned.GAP_MAX, out=gap))
 
-    def _buffers(self, count: int) -> tuple[Singles, Singles, Singles]:
-        """For N nodes; rows that are never written stay ones."""
+    def _pooling(self, own: learned.Weights) -> Singles:
+        """[2 (H + 1) + C + 1, P + 1] for both means with their last numbers and the context; its last output is 1."""
+        width, pool = self._width, own["pool"]
+        parts = (
+            *(_below(pool[start : start + width]) for start in (0, width)),
+            pool[2 * width :],
+            own["pool.bias"][None],
+        )
+        found = np.concatenate(parts)
+        one = np.zeros(len(found), dtype=np.float32)
+        one[-1] = 1.0
+        return _beside(found, one)
+
+    def _buffers(self, count: int) -> tuple[Singles, Singles, Singles, Singles, Singles]:
+        """For N nodes, both hidden layers with a row of ones, the node's head, and both layers without that row."""
         first, second = np.ones((2, self._width + 1, count), dtype=np.float32)
-        return first, second, np.empty((self._width, count), dtype=np.float32)
+        return first, second, np.empty((self._width, count), dtype=np.float32), first[:-1], second[:-1]
 
 
 def _beside(array: Singles, column: Singles) -> Singles:
     return np.ascontiguousarray(np.concatenate([array, column[:, None]], axis=1))
+
+
+def _below(array: Singles) -> Singles:
+    """With a row of zeros."""
+    return np.concatenate([array, np.zeros_like(array[:1])])
 
 
 def _tuned(weights: learned.Weights) -> Tuned | None:

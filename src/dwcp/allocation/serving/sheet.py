@@ -175,7 +175,7 @@ class Standing:
             nodes &= scene.reach
         self.mask[-1] = wanted.may_defer and wanted.slack_s > 0
         self.free: Floats = np.maximum(room, 0).astype(np.float64)  # [R, N]
-        if not scene.open.all():
+        if not np.logical_and.reduce(scene.open):
             self.free *= scene.open
         self.after: Floats = roster.across - self.free  # [R, N] fractions in use after the placement
         self.after += sheet.demand[place]
@@ -226,7 +226,7 @@ class Standing:
             kept = sheet.aged(tuned)
             if self._left is None:
                 self._left = self.free[0] - demand
-            if self._left.min() < (kept if isinstance(kept, float) else kept.max()):
+            if np.minimum.reduce(self._left) < (kept if isinstance(kept, float) else kept.max()):
                 nodes += np.where(self._left < kept, 2 * NEVER_DEFER, 0.0)
         return found
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dwcp.allocation.learn.courses import Course
     from dwcp.allocation.learn.trainer import Standing, Trainer
     from dwcp.allocation.policies.tuned import Entry, Table
+    from dwcp.cli.spreading import Files, Told, Work
     from dwcp.models.artefact import Artefact
 
 T = TypeVar("T")
@@ -45,6 +46,10 @@ Seed = Annotated[int, typer.Option("--seed", help="of the run; each seed is anot
 Stale = Annotated[bool, typer.Option("--stale", help="sites know each other only as last reported")]
 Minutes = Annotated[float, typer.Option("--minutes", help="stop after the segment in which this has passed")]
 Anew = Annotated[bool, typer.Option("--anew", help="ignore a checkpoint in the folder")]
+Seeds = Annotated[str, typer.Option("--seeds", help="many runs: seeds with commas between, or FIRST:END")]
+Ray = Annotated[
+    str, typer.Option("--ray", help="train --seeds at once: `local`, or the address of a Ray cluster")
+]
 BaseRule = Annotated[
     str, typer.Option("--base", help="a rule to stand on, blind, or RULE@SETTING as it was tuned")
 ]
@@ -84,15 +89,25 @@ def train(
     anew: Anew = False,
     share: Share = False,
     base: BaseRule = "",
+    seeds: Seeds = "",
+    ray: Ray = "",
     as_json: Json = False,
 ) -> None:
     """Train a placer on generated streams, on one core; goes on from the folder's checkpoint.
 
     Writes the model (two files), its card, its learning curves as a picture, and a checkpoint about every minute.
-    The best by validation is kept, paired with the tuned rule that the model stands on.
+    The best by validation is kept, paired with the tuned rule that the model stands on. With `--seeds` each seed has
+    its folder below, and `--ray` trains them on as many cores and machines as there are.
 
     Example: dwcp allocate train --out models/placer --profile dev --seed 1
+    (or --seeds 0:10 --ray local)
     """
+    if seeds:
+        work = functools.partial(_seed, profile, algorithm, stale, minutes, anew, share, base)
+        _spread(work, seeds, out, ray=ray, as_json=as_json)
+        return
+    if ray:
+        raise typer.BadParameter("--ray spreads seeds: name them with --seeds")
     config = _config(profile, algorithm=algorithm, seed=seed, stale=stale)
     run = _prepared(config, base, _command(profile, config, base))
     standing, seconds = _run(run, out, minutes=minutes, anew=anew)
@@ -173,6 +188,62 @@ def advise(
         ],
     )
     output.show(found, as_json=as_json, text=found.sentence, table=table)
+
+
+def _spread(work: Work, seeds: str, out: Path, *, ray: str, as_json: bool) -> None:
+    """Each seed into its own folder as it ends; the exit code is not 0 where one failed."""
+    from dwcp.cli.spreading import seeds_of, spread
+
+    try:
+        wanted = seeds_of(seeds)
+    except ValueError as fault:
+        raise typer.BadParameter(f"--seeds {seeds[:40]!r}: {fault}") from fault
+    folders = {seed: out / f"seed-{seed}" for seed in wanted}
+    answers, faults = {}, {}
+    for told in spread(work, {seed: _kept(folder) for seed, folder in folders.items()}, ray=ray):
+        if told.fault:
+            faults[str(told.seed)] = told.fault
+            output.remark(f"seed {told.seed} failed: {told.fault}")
+            continue
+        folders[told.seed].mkdir(parents=True, exist_ok=True)
+        for name, content in told.files.items():
+            _put(folders[told.seed] / name, content)
+        answers[str(told.seed)] = told.answer | {"folder": str(folders[told.seed])}
+    said = [f"seed {seed}: {answer.get('model', '')}" for seed, answer in answers.items()]
+    output.show({"seeds": answers, "failed": faults}, as_json=as_json, text="\n".join(said))
+    if faults:
+        raise typer.Exit(Exit.FAILED)
+
+
+def _seed(  # what `train` was given, for a function that travels
+    profile: str,
+    algorithm: str,
+    stale: bool,
+    minutes: float,
+    anew: bool,
+    share: bool,
+    base: str,
+    seed: int,
+    files: Files,
+) -> Told:
+    """One seed's training, wherever it runs: files come and go as bytes."""
+    import tempfile
+
+    from dwcp.cli.spreading import Told
+
+    config = _config(profile, algorithm=algorithm, seed=seed, stale=stale)
+    run = _prepared(config, base, _command(profile, config, base))
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            _put(Path(folder) / name, content)
+        standing, seconds = _run(run, Path(folder), minutes=minutes, anew=anew)
+        answer = _written(run, standing, Path(folder), seconds=seconds, share=share)
+        return Told(seed, answer, _kept(Path(folder)))
+
+
+def _kept(folder: Path) -> Files:
+    names = (MANIFEST, WEIGHTS, CURVES, CHECKPOINT, CARD)
+    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,7 +166,14 @@ def _add_checks(process: Process, station: Station, store: ChunkStore) -> None:
     def node() -> Check:
         if not station.announced:
             return Check(Verdict.UNKNOWN, "this node is not in the control log yet")
-        data = {"node": station.site.node, "attempts": station.busy, "chunk_bytes": store.bytes_held}
+        data: dict[str, object] = {
+            "node": station.site.node,
+            "attempts": station.busy,
+            "chunk_bytes": store.bytes_held,
+        }
+        used = station.meter.now
+        if used is not None:  # the manager reads it from here
+            data["used"] = {"cpu_milli": used.cpu_milli, "memory_mib": used.memory_mib}
         return Check(Verdict.OK, data={**data, "limits_enforced": station.site.cgroups.version})
 
     process.health.add("control_log", control_log, needed=True)

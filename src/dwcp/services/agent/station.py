@@ -24,9 +24,10 @@ from dwcp.api.workloads import (
 from dwcp.control import attempt_log
 from dwcp.control.attempt import holds
 from dwcp.control.attempt_log import Seen
-from dwcp.runtime import cgroups
+from dwcp.runtime import cgroups, shim, usage
 from dwcp.runtime.attempts import AttemptDamaged, AttemptDirectory
 from dwcp.runtime.clock import boottime_ns
+from dwcp.runtime.usage import Meter, Taken
 from dwcp.services.agent.claims import Claims
 from dwcp.services.agent.courier import PATIENCE_S, Courier
 from dwcp.services.agent.ports import Hint, LogRefused, LogUnsure
@@ -35,6 +36,7 @@ from dwcp.services.agent.site import Site
 RECONCILE_S = 5.0
 RETRY_S = 1.0
 GIVE_BACK_S = 60.0
+MEASURE_S = 5.0
 _STATE = re.compile(rb"/w/([A-Za-z0-9][A-Za-z0-9-]{0,63})/state")
 
 
@@ -51,6 +53,7 @@ class Station:
     attempts_kept: int
     heard_ns: int = 0  # when the control log last answered, on the boot clock
     announced: bool = False  # until the log knows this node it gets no work
+    meter: Meter = field(default_factory=Meter)
     _couriers: dict[str, Courier] = field(default_factory=dict)
     _looking: set[str] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -64,7 +67,14 @@ class Station:
         """Until `stop`; commands then go on under their shims, and the next start adopts them."""
         await asyncio.to_thread(self._remove_orphans)
         async with asyncio.TaskGroup() as group:
-            works = (self._announce, self._watch, self._reconcile, self._resume, self._give_back)
+            works = (
+                self._announce,
+                self._watch,
+                self._reconcile,
+                self._resume,
+                self._give_back,
+                self._measure,
+            )
             forever = [group.create_task(work(), name=work.__name__) for work in works]
             fatal = group.create_task(self._fatal())
             await stop.wait()
@@ -156,6 +166,25 @@ class Station:
                 await claims.sweep(now_ns=boottime_ns())
             except (LogUnsure, LogRefused, OSError) as exc:
                 self.site.logger.warning("claims.not_swept", error=str(exc))
+
+    async def _measure(self) -> None:
+        """What the commands here really use; the next health answer says it."""
+        while True:
+            names = {courier.attempt.name: courier.attempt for courier in self._couriers.values()}
+            taken = await asyncio.to_thread(self._taken, names)
+            self.meter.look(taken, at_s=boottime_ns() / 1e9)
+            await asyncio.sleep(MEASURE_S)
+
+    def _taken(self, attempts: dict[str, AttemptDirectory]) -> dict[str, Taken]:
+        found = {}
+        for name, attempt in attempts.items():
+            own = usage.of_group(self.site.cgroups.find(name))
+            process = attempt.shim if own is None else None
+            if process is not None:
+                own = usage.of_processes(shim.session_members(process.pid))
+            if own is not None:
+                found[name] = own
+        return found
 
     # ------------------------------------------------------------------ attempts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 
 from dwcp.runtime.http import Check, Verdict, application, serve_configured
 from dwcp.runtime.keys import create_sign_key, load_sign_key
@@ -44,6 +45,8 @@ async def main(config: AllocatorConfig, process: Process) -> None:
     add_extender_routes(app, desk)
     add_rebalance_routes(app)
     add_model_routes(app, Placers(stage, key, process.clock))
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays: later collections look at requests alone
     watching = [asyncio.create_task(stage.watch()), asyncio.create_task(watch(desk))]
     try:
         await serve_configured(

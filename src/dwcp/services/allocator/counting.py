@@ -10,9 +10,11 @@ import numpy as np
 from dwcp.allocation.env.reference import stranded
 from dwcp.allocation.fleet import RESOURCES
 from dwcp.allocation.heuristics import HEURISTICS
+from dwcp.allocation.policies import learned
 from dwcp.allocation.serving.chain import Decision, Fallback
 from dwcp.allocation.serving.explain import staleness
 from dwcp.allocation.serving.scene import Scene
+from dwcp.allocation.serving.waiting import CLASSES, Miss, Waiting
 from dwcp.runtime.telemetry import Telemetry
 
 NOWHERE = "none"  # the site label where there is no node
@@ -27,38 +29,18 @@ class Counting:
     def __init__(self, telemetry: Telemetry, *, policy: str) -> None:
         self._telemetry = telemetry
         self._sites: set[str] = {NOWHERE}
-        for name in {*HEURISTICS, policy, "maddpg-placer"}:
-            telemetry.touch("dwcp_maddpg_optimization_total", policy=name)
-        for reason in (*RESOURCES, "status", "site"):
-            telemetry.touch("dwcp_maddpg_optimization_infeasible_total", resource=reason)
-            telemetry.touch("dwcp_maddpg_infeasible_masked_total", resource=reason)
-        for reason in Fallback:
-            telemetry.touch("dwcp_maddpg_fallback_total", reason=reason.value)
-        for kind in ("model", "rule", "shadow"):
-            for result in ("placed", "deferred", "none"):
-                telemetry.touch("dwcp_maddpg_decisions_total", site=NOWHERE, policy=kind, result=result)
-        for result in ("ok", "failed"):
-            telemetry.touch("dwcp_maddpg_model_reload_total", result=result)
-        for component in ("wan", "energy", "wait"):
-            telemetry.touch("dwcp_maddpg_cost_usd_total", component=component)
-        for name in ("dwcp_maddpg_optimization_seconds", "dwcp_maddpg_capacity_invariant_violations_total"):
-            telemetry.touch(name)
-        telemetry.touch("dwcp_maddpg_commit_conflicts_total", site=NOWHERE)
-        telemetry.touch("dwcp_maddpg_wan_bytes_total", src=NOWHERE, dst=NOWHERE)
-        for stage in ("single", "batch", *STAGES):
-            telemetry.touch("dwcp_maddpg_decision_seconds", stage=stage)
-        for name in ("regret_usd", "agreement_ratio"):
-            telemetry.gauge(f"dwcp_maddpg_shadow_{name}", 0)
-        for name in ("dwcp_maddpg_ood_ratio", "dwcp_maddpg_model_share", "dwcp_maddpg_optimization_reward"):
-            telemetry.gauge(name, 0)
+        self.waiting = Waiting()
+        self._queues: set[tuple[str, int]] = set()  # that have a gauge
+        _show_all(telemetry, policy)
+        _show_waiting(telemetry)
 
-    def decided(self, decision: Decision, *, seconds: float) -> None:
+    def decided(self, decision: Decision, *, seconds: float, now_ms: int) -> None:
         self._telemetry.observe("dwcp_maddpg_decision_seconds", seconds, stage="single")
-        self._all((decision,), seconds)
+        self._all((decision,), seconds, now_ms)
 
-    def batch(self, decisions: Sequence[Decision], *, seconds: float) -> None:
+    def batch(self, decisions: Sequence[Decision], *, seconds: float, now_ms: int) -> None:
         self._telemetry.observe("dwcp_maddpg_decision_seconds", seconds, stage="batch")
-        self._all(decisions, seconds)
+        self._all(decisions, seconds, now_ms)
 
     def stages(self, *, features_s: float, score_s: float, commit_s: float) -> None:
         """Where the time of one request went."""
@@ -97,10 +79,33 @@ class Counting:
         for site, age in staleness(scene).items():
             self._telemetry.gauge("dwcp_maddpg_state_staleness_seconds", age, site=self._site(site))
 
+    def queues(self, *, now_ms: int) -> None:
+        """How many wait now; a queue that was shown goes on being shown."""
+        lengths = self.waiting.lengths(now_ms=now_ms)
+        self._queues |= lengths.keys()
+        for site, priority in self._queues:
+            self._telemetry.gauge(
+                "dwcp_maddpg_queue_length", lengths[site, priority], site=site, priority=CLASSES[priority]
+            )
+
     def violated(self, nodes: int) -> None:
         self._telemetry.count("dwcp_maddpg_capacity_invariant_violations_total", nodes)
 
-    def _all(self, decisions: Sequence[Decision], seconds: float) -> None:
+    def _waits(self, decision: Decision, late: float, now_ms: int) -> None:
+        """How long a placed workload has waited, who waits on, and whose waiting budget is over."""
+        wanted, missed = decision.wanted, None
+        kind = CLASSES[wanted.priority]
+        if decision.row is None:
+            near = wanted.site or wanted.data_site
+            site = self._known(near, decision) if near else NOWHERE
+            missed = self.waiting.refused(wanted, site=site, now_ms=now_ms)
+        else:
+            waited_s, missed = self.waiting.placed(wanted, late=late, now_ms=now_ms)
+            self._telemetry.observe("dwcp_maddpg_wait_seconds", waited_s, priority=kind)
+        if missed is not None:
+            self._telemetry.count("dwcp_maddpg_sla_violations_total", priority=kind, cause=missed.value)
+
+    def _all(self, decisions: Sequence[Decision], seconds: float, now_ms: int) -> None:
         telemetry = self._telemetry
         results: Counter[tuple[str, str, str]] = Counter()
         policies: Counter[str] = Counter()
@@ -108,7 +113,7 @@ class Counting:
         costs = [0.0, 0.0, 0.0]
         travelled: Counter[tuple[str, str]] = Counter()
         for decision in decisions:
-            row = decision.row
+            row, late = decision.row, 0.0
             site = NOWHERE if row is None else self._site(decision.scene.roster.sites[row])
             result = "deferred" if decision.deferred else "none" if row is None else "placed"
             results[site, "model" if decision.by_model else "rule", result] += 1
@@ -119,7 +124,7 @@ class Counting:
             if row is None:
                 self._masked(decision)
             else:
-                wan, energy, _late = decision.sheet.bill(decision.place, row)
+                wan, energy, late = decision.sheet.bill(decision.place, row)
                 cost = decision.model_cost if decision.by_model else decision.rule_cost
                 wanted = decision.wanted
                 if (
@@ -131,6 +136,7 @@ class Counting:
                 costs[0] += wan
                 costs[1] += energy
                 costs[2] += max(0.0, cost - wan - energy)  # a late start is what is left
+            self._waits(decision, late, now_ms)
         for (site, kind, result), count in results.items():
             telemetry.count("dwcp_maddpg_decisions_total", count, site=site, policy=kind, result=result)
         for policy, count in policies.items():
@@ -168,3 +174,45 @@ class Counting:
 
 
 _REASONS = frozenset(reason.value for reason in Fallback)
+
+
+def _show_all(telemetry: Telemetry, policy: str) -> None:
+    """Every series that can be named before its first event, at 0."""
+    for name in {*HEURISTICS, policy, "maddpg-placer"}:
+        telemetry.touch("dwcp_maddpg_optimization_total", policy=name)
+    for reason in (*RESOURCES, "status", "site"):
+        telemetry.touch("dwcp_maddpg_optimization_infeasible_total", resource=reason)
+        telemetry.touch("dwcp_maddpg_infeasible_masked_total", resource=reason)
+    for reason in Fallback:
+        telemetry.touch("dwcp_maddpg_fallback_total", reason=reason.value)
+    for kind in ("model", "rule", "shadow"):
+        for result in ("placed", "deferred", "none"):
+            telemetry.touch("dwcp_maddpg_decisions_total", site=NOWHERE, policy=kind, result=result)
+    for result in ("ok", "failed"):
+        telemetry.touch("dwcp_maddpg_model_reload_total", result=result)
+    for component in ("wan", "energy", "wait"):
+        telemetry.touch("dwcp_maddpg_cost_usd_total", component=component)
+    for name in ("dwcp_maddpg_optimization_seconds", "dwcp_maddpg_capacity_invariant_violations_total"):
+        telemetry.touch(name)
+    for resource in RESOURCES:
+        telemetry.touch("dwcp_maddpg_node_utilization_ratio", site=NOWHERE, resource=resource)
+    for feature in (*learned.NODE, *learned.CONTEXT):
+        telemetry.touch("dwcp_maddpg_feature_psi", feature=feature)
+    telemetry.touch("dwcp_maddpg_stranded_ratio", site=NOWHERE)
+    telemetry.touch("dwcp_maddpg_state_staleness_seconds", site=NOWHERE)
+    telemetry.touch("dwcp_maddpg_commit_conflicts_total", site=NOWHERE)
+    telemetry.touch("dwcp_maddpg_wan_bytes_total", src=NOWHERE, dst=NOWHERE)
+    for stage in ("single", "batch", *STAGES):
+        telemetry.touch("dwcp_maddpg_decision_seconds", stage=stage)
+    for name in ("regret_usd", "agreement_ratio"):
+        telemetry.gauge(f"dwcp_maddpg_shadow_{name}", 0)
+    for name in ("dwcp_maddpg_ood_ratio", "dwcp_maddpg_model_share", "dwcp_maddpg_optimization_reward"):
+        telemetry.gauge(name, 0)
+
+
+def _show_waiting(telemetry: Telemetry) -> None:
+    for kind in CLASSES:
+        telemetry.touch("dwcp_maddpg_wait_seconds", priority=kind)
+        telemetry.gauge("dwcp_maddpg_queue_length", 0, site=NOWHERE, priority=kind)
+        for cause in Miss:
+            telemetry.touch("dwcp_maddpg_sla_violations_total", priority=kind, cause=cause.value)

@@ -18,6 +18,7 @@ from dwcp.allocation.fleet import FleetMalformed, fleet_of, quantities
 from dwcp.allocation.heuristics import DEFAULT, HEURISTICS, draws
 from dwcp.allocation.reservations import Reservations
 from dwcp.allocation.serving.chain import FAULTS, Decision, Fallback, Rule, Served, decide
+from dwcp.allocation.serving.day import Day
 from dwcp.allocation.serving.explain import candidates, explanation, why
 from dwcp.allocation.serving.records import Records
 from dwcp.allocation.serving.scene import Scene, Terrain, Wanted, capacity_of, scene_of, wanted_of
@@ -87,6 +88,7 @@ class Desk:
         self.fleet = FleetState(self.terrain)
         self.epoch = f"{clock.now_ms() & 0xFFFFFFFFFF:x}"
         self.records = Records(self.epoch)
+        self.day = Day(clock.now_ms())
         self._clock = clock
         self._clock_ns = clock_ns
         self._hold_ms = reservation_ms
@@ -116,7 +118,8 @@ class Desk:
         else:
             spent = Spent(started_ns, started_ns, self._scored_ns)
             decision, answer = self._carried(asked, deadline, now_ms)
-        self.counting.decided(decision, seconds=self._told_apart(spent))
+        self._journal((decision,), (asked,))
+        self.counting.decided(decision, seconds=self._told_apart(spent), now_ms=now_ms)
         return answer
 
     def batch(self, asked: api.BatchRequest) -> api.BatchAnswer:
@@ -142,10 +145,13 @@ class Desk:
                 self._reservations.reserve(item.workload, answer.node, item.demand, now_ms=now_ms)
             answers[place] = answer
             decisions.append(decision)
-        self.counting.batch(decisions, seconds=self._told_apart(spent))
+        self._journal(decisions, [asked.items[place] for place in order])
+        self.counting.batch(decisions, seconds=self._told_apart(spent), now_ms=now_ms)
         return api.BatchAnswer(answers=tuple(one for one in answers if one is not None), fleet=self.revision)
 
     def release(self, workload: str) -> bool:
+        self.counting.waiting.forget(workload)
+        self.day.released(workload, now_ms=self._clock.now_ms())
         held = self.fleet.release(workload)
         return self._reservations.release(workload) or held
 
@@ -196,6 +202,7 @@ class Desk:
             raise FleetStale(
                 f"fleet: {change.fleet[:40]!r} is not in force, {self.revision} is; read it and try again"
             )
+        self.day.listed(change.upsert, now_ms=self._clock.now_ms())
         trial = self.fleet.fork()
         if change.replace:
             trial.remove(set(trial.roster.names) - {node.name for node in change.upsert})
@@ -243,6 +250,19 @@ class Desk:
             )
         return explanation(found.decision, identity=identity, fleet=found.fleet, at_ms=found.at_ms)
 
+    def told_day(self) -> api.Day:
+        """The last day's placements, and what places cost."""
+        now_ms, terrain = self._clock.now_ms(), self.terrain
+        prices = api.Prices(
+            links={site: (up, down) for site, (up, down) in terrain.links.items()},
+            usd_per_gb=terrain.usd_per_gb,
+            energy_usd=terrain.energy_usd,
+            site_usd_per_gb=dict(terrain.site_usd_per_gb),
+            site_energy_usd=dict(terrain.site_energy_usd),
+        )
+        dealt = self.day.dealt(held=self.fleet.held(), now_ms=now_ms)
+        return api.Day(since_ms=self.day.since_ms, now_ms=now_ms, prices=prices, dealt=dealt)
+
     def model(self) -> api.ModelInfo:
         stage, active = self.stage, self.stage.active
         return api.ModelInfo(
@@ -260,6 +280,10 @@ class Desk:
             canary_sites_pct=stage.state.canary_pct,
         )
 
+    def queues(self) -> None:
+        """Shows who waits."""
+        self.counting.queues(now_ms=self._clock.monotonic_ms())
+
     def scene(self) -> Scene:
         """The fleet kept here as it is now."""
         now_ms = self._clock.monotonic_ms()
@@ -273,6 +297,7 @@ class Desk:
         wanted = self._checked(asked)
         scene = self._carried_scene(asked, now_ms)
         self._seen, self._seen_ms = asked.nodes, now_ms
+        self.day.listed(asked.nodes, now_ms=self._clock.now_ms())
         shared = Sheet(scene.roster, (wanted,), scene.age_s), 0
         decision = self._decide(scene, shared, asked.policy, deadline)
         identity = self.records.keep(decision, fleet="", at_ms=self._clock.now_ms())
@@ -361,6 +386,17 @@ class Desk:
         model, why_not = self.stage.model_for(wanted.site or wanted.data_site)
         rule = self._rules[self.policy]
         return decide(scene, wanted, rule, model=model, refused=why_not, left_s=deadline.left_s)
+
+    def _journal(self, decisions: Sequence[Decision], asked: Sequence[PlaceRequest]) -> None:
+        now_ms = self._clock.now_ms()
+        for decision, one in zip(decisions, asked, strict=True):
+            row = decision.row
+            if row is None:
+                self.day.asked(one.workload, now_ms=now_ms)
+            else:
+                by = "model" if decision.by_model else "rule"
+                name = decision.scene.roster.names[row]
+                self.day.placed(decision.wanted, name, by=by, held=one.commit, now_ms=now_ms)
 
     def _told_apart(self, spent: Spent) -> float:
         """Seconds since the request came; its parts are counted."""

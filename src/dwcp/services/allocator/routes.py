@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
 
 from dwcp.allocation.fleet import FleetMalformed
 from dwcp.allocation.serving.state import FleetFull, NodeUnknown
@@ -52,6 +54,9 @@ def add_routes(app: FastAPI, desk: Desk) -> None:
     async def model(_request: Request) -> Response:
         return json_response(desk.model())
 
+    async def day(_request: Request) -> Response:
+        return json_response(desk.told_day())
+
     async def decision(request: Request) -> Response:
         return json_response(desk.explain(request.path_params["identity"]))
 
@@ -64,9 +69,23 @@ def add_routes(app: FastAPI, desk: Desk) -> None:
         (NODES_PATH, change, "POST"),
         (NODES_PATH, nodes, "GET"),
         ("/v1/model", model, "GET"),
+        ("/v1/day", day, "GET"),
         ("/v1/decisions/{identity}", decision, "GET"),
     ):
-        app.add_api_route(path, guarded(route), methods=[method], response_model=None)
+        add_direct_route(app, path, guarded(route), method=method)
+
+
+class Direct(APIRoute):
+    """A route that reads its request and makes its answer itself: FastAPI's parsing of parameters, a tenth of a
+    millisecond on every request, is left out."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return endpoint
+
+
+def add_direct_route(app: FastAPI, path: str, route: Route, *, method: str) -> None:
+    app.router.add_api_route(path, route, methods=[method], response_model=None, route_class_override=Direct)
 
 
 def guarded(route: Route) -> Route:

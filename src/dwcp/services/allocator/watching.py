@@ -26,5 +26,6 @@ def look(desk: Desk) -> None:
         share=shadow.model_share,
         cost_usd=shadow.cost_usd / max(shadow.decisions, 1),
     )
+    desk.queues()
     desk.counting.fleet(desk.scene())
     desk.counting.violated(desk.fleet.overfull())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 
 import httpx
@@ -11,6 +12,7 @@ import msgspec
 from dwcp.api import agent as agent_api
 from dwcp.api import allocator as allocator_api
 from dwcp.api import rebalance as rebalance_api
+from dwcp.api.agent import RealUse
 from dwcp.api.allocator import PlaceAnswer, PlaceRequest
 from dwcp.api.manager import BreakerView, Reach
 from dwcp.api.rebalance import Plan, PlanRequest
@@ -50,6 +52,7 @@ class Dependencies:
         self._client = client
         self._breakers: dict[str, Breaker] = {}
         self.watchlist = Watchlist(interval_ms=probe_ms)
+        self._used: dict[str, RealUse] = {}  # by agent, as its last answer said
 
     def breaker(self, name: str) -> Breaker:
         if name not in self._breakers:
@@ -105,6 +108,10 @@ class Dependencies:
         known = {Condition.OK: Reach.REACHABLE, Condition.FAILING: Reach.UNREACHABLE}
         return known.get(condition, Reach.UNKNOWN)
 
+    def used(self, name: str) -> RealUse | None:
+        """What that node's commands really use; None where its agent did not say so, or does not answer now."""
+        return self._used.get(name) if self.reach(name) is Reach.REACHABLE else None
+
     def unreachable(self) -> frozenset[str]:
         """Who should get no new work: known to fail, not merely unknown."""
         return frozenset(name for name in self.watchlist.subjects() if self.reach(name) is Reach.UNREACHABLE)
@@ -116,25 +123,37 @@ class Dependencies:
 
     async def probe(self, targets: Mapping[str, str], *, among: Mapping[str, str] | None = None) -> None:
         """Asks `/health` of every target (name -> url) at once; forgets who is not `among` all there are."""
-        self.watchlist.keep(frozenset(targets if among is None else among))
+        kept = frozenset(targets if among is None else among)
+        self.watchlist.keep(kept)
+        self._used = {name: used for name, used in self._used.items() if name in kept}
         await asyncio.gather(*(self._probe(name, url) for name, url in sorted(targets.items())))
 
     async def _probe(self, name: str, url: str) -> None:
         """Probes go out even while the breaker is open: they are what closes it again."""
         started_ms = self._clock.monotonic_ms()
         try:
-            await self._send(name, url, agent_api.health(), timeout_s=PROBE_TIMEOUT_S)
+            body = await self._send(name, url, agent_api.health(), timeout_s=PROBE_TIMEOUT_S)
         except DependencyFailed as exc:
             ok, detail = False, str(exc)
             self.failed(name, detail)
         else:
             ok, detail = True, "answered"
+            self._hear(name, body)
             if self.breaker(name).allows(now_ms=self._clock.monotonic_ms()):
                 self.succeeded(name)
         now_ms = self._clock.monotonic_ms()
         self.watchlist.observed(name, Observation(ok, now_ms, detail, now_ms - started_ms))
         self._telemetry.gauge("dwcp_up", 1 if ok else 0, component=name)
         self._telemetry.observe("dwcp_probe_seconds", (now_ms - started_ms) / 1000, component=name)
+
+    def _hear(self, name: str, body: bytes) -> None:
+        """What an agent says of its use beside that it is well; an answer without it is none the worse."""
+        with contextlib.suppress(msgspec.MsgspecError):
+            told = msgspec.json.decode(body, type=_Health)
+            if told.checks.node.used is not None:
+                self._used[name] = told.checks.node.used
+                return
+        self._used.pop(name, None)
 
     async def _send(self, name: str, url: str, wanted: Request, *, timeout_s: float) -> bytes:
         try:
@@ -166,6 +185,20 @@ class Dependencies:
 
     def _show(self, name: str) -> None:
         self._telemetry.gauge("dwcp_breaker_state", _LEVEL[self.breaker(name).state], dependency=name)
+
+
+class _NodeCheck(msgspec.Struct, frozen=True):
+    used: RealUse | None = None
+
+
+class _Checks(msgspec.Struct, frozen=True):
+    node: _NodeCheck = _NodeCheck()
+
+
+class _Health(msgspec.Struct, frozen=True):
+    """As much of an agent's `/health` as is read here; the rest may be anything."""
+
+    checks: _Checks = _Checks()
 
 
 class AllocatorOrLocal:

@@ -135,7 +135,9 @@ class Desk:
         self._need_loaded()
         inventory, known = self._coordinator.inventory, self._dependencies
         views = tuple(
-            node_view(entry, known.reach(entry.name), known.watchlist.detail(entry.name))
+            node_view(
+                entry, known.reach(entry.name), known.watchlist.detail(entry.name), known.used(entry.name)
+            )
             for entry in inventory.nodes()
         )
         return json_response(NodeList(nodes=views, revision=inventory.revision))
@@ -145,7 +147,8 @@ class Desk:
         entry = await _mapped(self._coordinator.drain(name, undo=wanted.undo, keep=wanted.keep))
         self._wake()
         known = self._dependencies
-        return json_response(node_view(entry, known.reach(name), known.watchlist.detail(name)))
+        detail = known.watchlist.detail(name)
+        return json_response(node_view(entry, known.reach(name), detail, known.used(name)))
 
     # ------------------------------------------------------------------ moves
 

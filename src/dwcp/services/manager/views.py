@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dwcp.api.agent import RealUse
 from dwcp.api.manager import NodeView, Reach, WorkloadView
 from dwcp.control.inventory import NodeEntry, WorkloadEntry
 
@@ -20,5 +21,5 @@ def workload_view(entry: WorkloadEntry) -> WorkloadView:
     )
 
 
-def node_view(entry: NodeEntry, reach: Reach, detail: str) -> NodeView:
-    return NodeView(node=entry.node, allocation=entry.allocation, reach=reach, reach_detail=detail)
+def node_view(entry: NodeEntry, reach: Reach, detail: str, used: RealUse | None = None) -> NodeView:
+    return NodeView(node=entry.node, allocation=entry.allocation, reach=reach, reach_detail=detail, used=used)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from tests.unit.allocation import worlds
@@ -11,6 +13,7 @@ from dwcp.allocation.env.reference import ENERGY, MIG, SLA, WAN, Reference, firs
 from dwcp.allocation.env.rollout import group_names, rollout, total, warm
 from dwcp.allocation.env.view import Scores
 from dwcp.allocation.env.weights import BOUNDED, COMPONENTS, WEIGHTS, sensitivities
+from dwcp.allocation.traces.windows import WindowImpossible
 
 
 def check_books(env: Reference) -> None:
@@ -42,11 +45,18 @@ def storm(steps: int) -> None:
     while done < steps:
         name = ("g1", "g2", "g5")[seed % 3]
         gossip_s = (0, 300)[seed // 3 % 2]
-        episode = worlds.small(
-            name=name, seed=seed, count=64, load=1.3, measured=200, gossip_s=gossip_s, faults=30.0
-        )
-        done += hammer(episode, (worlds.hostile, worlds.random_bids)[seed // 6 % 2])
+        score = (worlds.hostile, worlds.random_bids)[seed // 6 % 2]
         seed += 1
+        with contextlib.suppress(
+            WindowImpossible
+        ):  # one of a burst's windows has no length: the next seed's have
+            done += hammer(
+                worlds.small(
+                    name=name, seed=seed - 1, count=64, load=1.3, measured=200, gossip_s=gossip_s, faults=30.0
+                ),
+                score,
+            )
+    assert seed <= steps // 100 + 20, "windows were left out by the dozen"
 
 
 def test_capacity_is_never_exceeded() -> None:
