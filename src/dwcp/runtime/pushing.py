@@ -5,7 +5,9 @@
     asker               which of a batch does the agent lack? some questions ahead, so that no round trip is waited for
     streams             packs of what it lacks, each stream on a connection of its own
 
-All queues are short, so memory is bounded and the slowest stage sets the pace. A codec is chosen for each
+All queues are short, so the slowest stage sets the pace and memory is bounded: the sender has about 40 MiB of
+batches and, of packs of up to 4 MiB, three in each stream's hands and four before them (55 MiB), beside what the
+codecs take; the receiver has three packs for each stream (40 MiB). A codec is chosen for each
 pack at the link's rate of that moment. What has arrived is the agent's, whatever happens to us: the same
 push again finds it there and sends the rest.
 """
@@ -335,14 +337,16 @@ class _Push:
         if there:
             self._road.settled(there, 0)
             self._sizes.passed(there)
+        rate_bps = self._meter.rate_bps  # not for each chunk: it has its cost
         for piece in batch.fresh:
             part = parts.get(piece.chunk.address)
             if part is None:
                 continue
             pack.add(part, piece.chunk.size)
             self._sizes.passed(piece.chunk.size)
-            if pack.is_full(self._sizes.next(self._meter.rate_bps, recipes=pack.said)):
+            if pack.is_full(self._sizes.next(rate_bps, recipes=pack.said)):
                 await self._hand_over(pack)
+                rate_bps = self._meter.rate_bps
         if pack.chunks and not self._sending and self._packs.empty():  # the link is idle
             await self._hand_over(pack)
 
