@@ -26,11 +26,11 @@ from dwcp.compression.errors import (
     SourceLied,
     TransferError,
 )
-from dwcp.compression.manifest import Manifest
+from dwcp.compression.manifest import Chunk, Manifest
 from dwcp.compression.recall import describe
 from dwcp.consensus.crypto import codec
 from dwcp.runtime.chunkstore import ChunkStore
-from dwcp.runtime.held import HELD_PATH, NEAR_PATH
+from dwcp.runtime.held import HELD_PATH, NEAR_PATH, newest
 from dwcp.runtime.held import held as held_lists
 from dwcp.runtime.http import Health, application
 from dwcp.runtime.packflow import FixedChooser, Pacer
@@ -697,6 +697,33 @@ def test_an_edit_whose_base_is_swept_meanwhile_still_arrives(
     root = asyncio.run(main())
     assert sweeping.swept
     assert store.complete(root)
+
+
+def test_an_edit_whose_base_was_damaged_on_disk_still_arrives(tmp_path: Path, agents: Agents) -> None:
+    """Goal: sketches are guesses, what is built on them is not. Method: other bytes in every chunk at the agent."""
+    store = ChunkStore.open(tmp_path / "oslo")
+    agents.add("oslo", store)
+    tree = _tree(tmp_path / "payload")
+    olds: list[Chunk] = []
+
+    async def main() -> bytes:
+        async with httpx.AsyncClient(transport=agents) as client:
+            await upload(client, "http://oslo", read_tree(tree), name="data")
+            olds.extend(newest(store, "noise"))
+            for chunk in olds:
+                path = store._chunk_path(chunk.address)
+                path.write_bytes(path.read_bytes()[:-1] + b"x")
+            with (tree / "noise").open("r+b") as file:
+                file.seek(1_500_000)
+                file.write(random.Random(7).randbytes(4096))
+            answer = await upload(client, "http://oslo", read_tree(tree), name="other")
+        return bytes.fromhex(answer.root)
+
+    root = asyncio.run(main())
+    (noise,) = (entry for entry in store.manifest(root).entries if entry.path == "noise")
+    fresh = [chunk for chunk in noise.chunks if chunk not in olds]
+    assert fresh
+    assert all(len(store.get(chunk.address)) == chunk.size for chunk in fresh)
 
 
 class _AnswersWhenFed(httpx.AsyncBaseTransport):
