@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 from dwcp.compression import codecs, costs_predicted, features, model, model_shipped
@@ -16,9 +17,11 @@ from dwcp.compression.table import Estimate
 from dwcp.models.artefact import Array, Artefact, Made, Manifest, ModelRefused
 from dwcp.runtime.registry import Kind
 from dwcp.services.compression_api.deciding import Ask, Decided, ranked
+from dwcp.services.compression_api.deciding import Objective as Asked
 from dwcp.services.compression_api.learned import NAME
 
 _FEATURES_EVERY = 16  # decisions for one whose features are watched for drift
+_TERMS_MAX = 256  # many callers ask about few links
 _PLACES = {codec.name: place for place, codec in enumerate(codecs.CODECS)}
 
 
@@ -64,17 +67,16 @@ class SelectorDecider:
         self._selector = Selector(learned, speeds=speeds)
         self._overhead_s = calibration.block_overhead_s
         self._asked = 0
+        self._terms = lru_cache(_TERMS_MAX)(self._make_terms)
 
     def decide(self, ask: Ask) -> Decided:
         """By the model where a look pays off, by its table where not; without a sample by the table."""
         block = max(1, min(ask.total_size, SEGMENT_BYTES))
         blocks = max(1.0, ask.total_size / SEGMENT_BYTES)
         shared = blocks if ask.sample else 0.0  # nothing to look at: the gate stays shut
-        link = Link(ask.rate_bps, latency_s=ask.rtt_s / 2, block_overhead_s=self._overhead_s)
-        goal = Goal(Objective(ask.objective.value), ask.limit / blocks)
-        terms = Terms(link, goal=goal, allowed=frozenset(_PLACES[name] for name in ask.allowed))
+        terms = self._terms(ask.rate_bps, ask.rtt_s, ask.objective, ask.limit / blocks, ask.allowed)
         looked = self._selector.decide(ask.sample, terms=terms, size=block, shared_blocks=shared)
-        parts = looked.prospect.parts if looked.prospect else self._typical(block, link)
+        parts = looked.prospect.parts if looked.prospect else self._typical(block, terms.link)
         rows = ranked(_rows(parts, looked.seconds, block, ask.total_size), ask)
         seen = self._features(looked.vector) if looked.vector is not None else {}
         return Decided(looked.codec, rows, looked.tier.value, looked.reason, None, seen)
@@ -94,6 +96,13 @@ class SelectorDecider:
             "training": manifest.figures,
             "accuracy": None,  # labels are not what it is good at; the regrets are in `training`
         }
+
+    def _make_terms(
+        self, rate_bps: float, rtt_s: float, objective: Asked, limit: float, allowed: frozenset[str]
+    ) -> Terms:
+        link = Link(rate_bps, latency_s=rtt_s / 2, block_overhead_s=self._overhead_s)
+        places = frozenset(_PLACES[name] for name in allowed)
+        return Terms(link, goal=Goal(Objective(objective.value), limit), allowed=places)
 
     def _typical(self, block: int, link: Link) -> Stages:
         return costs_predicted.stages_of(self._selector.typical, block, link=link, scale=self._selector.scale)
