@@ -179,7 +179,7 @@ class Station:
         found = {}
         for name, attempt in attempts.items():
             own = usage.of_group(self.site.cgroups.find(name))
-            process = attempt.shim if own is None else None
+            process = attempt.shim() if own is None else None
             if process is not None:
                 own = usage.of_processes(shim.session_members(process.pid))
             if own is not None:
