@@ -7,6 +7,7 @@ the two together. JAX is an optional extra, so it is imported inside the functio
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ from dwcp.allocation.env.weights import COMPONENTS
 from dwcp.allocation.feasibility import choose_rows, enough
 
 FINAL = ATTEMPTS - 1
+BLOCK = 32  # workloads whose least end is looked at together
 
 
 def device(record: Any) -> Any:
@@ -269,16 +271,76 @@ def _leave_queue(state: State, job: Array, on: Array) -> State:
 
 
 def _release(episode: Episode, state: State) -> State:
-    """Pops the earliest ends, one by one: on a CPU faster than a scatter over all workloads."""
+    """Pops the earliest ends, one by one: on a CPU faster than a scatter over all workloads.
+
+    The least end of each block is kept while popping, so that finding the earliest looks at blocks, not workloads.
+    """
+    import jax.numpy as jnp
+
+    jobs = state.end.shape[0]
+    blocks = -(-jobs // BLOCK)
+    padded = jnp.pad(state.end, (0, blocks * BLOCK - jobs), constant_values=NEVER)
+    least = padded.reshape(blocks, BLOCK).min(axis=1)
+    used, ends = _popping()(state.used, padded, least, state.now, state.node, episode.demand)
+    return state._replace(used=used, end=ends[:jobs])
+
+
+@functools.cache
+def _popping() -> Any:
+    """Pops until nothing is due; windows side by side go on until none has anything due."""
     import jax
 
-    def pop(carry: Any) -> Any:
-        used, end = carry
-        job = end.argmin()
-        return used.at[state.node[job]].add(-episode.demand[job]), end.at[job].set(NEVER)
+    def alone(used: Array, ends: Array, least: Array, *rest: Array) -> Any:
+        now = rest[0]
 
-    used, end = jax.lax.while_loop(lambda carry: carry[1].min() <= state.now, pop, (state.used, state.end))
-    return state._replace(used=used, end=end)
+        def go(carry: Any) -> Any:
+            used, ends, least = carry
+            return _pop(used, ends, least, *rest)
+
+        found = jax.lax.while_loop(lambda carry: carry[2].min() <= now, go, (used, ends, least))
+        return found[:2]
+
+    def together(size: int, batched: Any, *given: Array) -> Any:
+        used, ends, least, *rest = _spread(size, batched, given)
+        now = rest[0]
+
+        def go(carry: Any) -> Any:
+            used, ends, least = carry
+            return jax.vmap(_pop)(used, ends, least, *rest)
+
+        found = jax.lax.while_loop(lambda carry: (carry[2].min(axis=1) <= now).any(), go, (used, ends, least))
+        return found[:2], (True, True)
+
+    popping = jax.custom_batching.custom_vmap(alone)
+    popping.def_vmap(together)
+    return popping
+
+
+def _pop(used: Array, ends: Array, least: Array, now: Array, node: Array, demand: Array) -> tuple[Array, ...]:
+    """The earliest end, if it is due; nothing changes where none is."""
+    import jax
+    import jax.numpy as jnp
+
+    block = least.argmin()
+    row = jax.lax.dynamic_slice(ends, (block * BLOCK,), (BLOCK,))
+    place = row.argmin()
+    job = jnp.minimum(block * BLOCK + place, len(node) - 1)
+    due = least[block] <= now
+    row = row.at[place].set(jnp.where(due, NEVER, row[place]))
+    ends = jax.lax.dynamic_update_slice(ends, row, (block * BLOCK,))
+    used = used.at[node[job]].add(jnp.where(due, -demand[job], 0))
+    return used, ends, least.at[block].set(row.min())
+
+
+def _spread(size: int, batched: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Every array with a leading axis: what is common to all windows is repeated."""
+    import jax
+    import jax.numpy as jnp
+
+    def wide(array: Array, has: bool) -> Array:
+        return array if has else jnp.broadcast_to(array, (size, *jnp.shape(array)))
+
+    return tuple(jax.tree.map(wide, array, has) for array, has in zip(given, batched, strict=True))
 
 
 def _strand(episode: Episode, state: State) -> tuple[State, Array]:
@@ -292,7 +354,33 @@ def _strand(episode: Episode, state: State) -> tuple[State, Array]:
 
 
 def _fault(episode: Episode, state: State, kind: Array, arg: Array) -> tuple[State, Array]:
-    """(state, cores killed)"""
+    """(state, cores killed); windows side by side pass over it together where none has a fault, as most do."""
+    found: tuple[State, Array] = _faulting()(episode, state, kind, arg)
+    return found
+
+
+@functools.cache
+def _faulting() -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    def idle(_episode: Episode, state: State, _kind: Array, _arg: Array) -> tuple[State, Array]:
+        return state, jnp.zeros((), jnp.float32)
+
+    def alone(episode: Episode, state: State, kind: Array, arg: Array) -> Any:
+        return jax.lax.cond(kind >= FAIL, _struck, idle, episode, state, kind, arg)
+
+    def together(size: int, batched: Any, *given: Any) -> Any:
+        wide = _spread(size, batched, given)
+        found = jax.lax.cond((wide[2] >= FAIL).any(), jax.vmap(_struck), jax.vmap(idle), *wide)
+        return found, jax.tree.map(lambda _array: True, found)
+
+    faulting = jax.custom_batching.custom_vmap(alone)
+    faulting.def_vmap(together)
+    return faulting
+
+
+def _struck(episode: Episode, state: State, kind: Array, arg: Array) -> tuple[State, Array]:
     import jax.numpy as jnp
 
     cut = jnp.where((kind == CUT) | (kind == HEAL), kind == CUT, state.cut[arg])

@@ -17,7 +17,7 @@ from dwcp.allocation.policies import learned
 from dwcp.allocation.policies.learned import Inputs, Weights
 from dwcp.allocation.traces import splits
 
-COUNTS = (32, 100, 300, 1000)
+COUNTS = (32, 100, 200, 500, 1000)
 WORSE_MAX = 0.02  # of the rule's cost: the upper end of the interval must stay below; as `advise` counts it
 WINDOWS, JOBS = 40, 400
 TRACE, SPLIT, NUMBER = "g2", "validation", 99
