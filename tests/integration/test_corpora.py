@@ -59,6 +59,7 @@ def test_every_corpus_file_comes_back() -> None:
 
 @beside
 @pytest.mark.soak
+@pytest.mark.timeout(1800)  # the slowest codec packs all files in minutes
 @pytest.mark.parametrize("codec", codecs.CODECS, ids=lambda codec: codec.name)
 def test_every_corpus_file_comes_back_in_every_codec(codec: Codec) -> None:
     """Goal: the same for all bytes. Method: whole files, one codec."""
