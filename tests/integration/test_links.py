@@ -88,18 +88,19 @@ def test_a_link_that_changes_tenfold_in_mid_stream(tmp_path: Path, before: float
     assert seconds < 60
 
 
-@pytest.mark.parametrize(("before", "after"), [(40, 4), (4, 40)], ids=["slower", "faster"])
+@pytest.mark.parametrize(("before", "after"), [(100, 10), (10, 100)], ids=["slower", "faster"])
 def test_the_codec_follows_a_link_that_changes_tenfold(tmp_path: Path, before: float, after: float) -> None:
     """Goal: tighter packing on the slow stretch, quicker packing on the fast one, within one push.
 
     Method: change the rate when some packs are there; the rate that is believed, and the codecs by what they
-    usually save, of the packs before the change and of the last ones.
+    usually save, of the packs before the change and of the last ones: medians, for a pack that was begun before
+    the change may end after it. The rates lie where the choice differs clearly, on a slow processor too.
     """
     payload = tmp_path / "payload"
     payload.mkdir()
-    (payload / "text").write_bytes(b"".join(_lines(430_000)))
+    (payload / "text").write_bytes(b"".join(_lines(1_500_000)))
     tls = _certificates(tmp_path)
-    sent_bytes = {40: 5 << 20, 4: 2 << 20}[int(before)]
+    sent_bytes = {100: 24 << 20, 10: 16 << 20}[int(before)]
     with links.Link(before) as link:
         agent = _party(
             link, link.far, role="source", folder=str(tmp_path / "store"), tls=tls["source"], host=links.FAR,
@@ -123,7 +124,7 @@ def test_the_codec_follows_a_link_that_changes_tenfold(tmp_path: Path, before: f
         last = [fact for fact in map(json.loads, sender.stdout) if "codec" in fact]
         assert sender.wait(60) == 0
 
-    early, late = first[2:], last[2 * len(last) // 3 :]  # the first packs leave before anything is known
+    early, late = first[len(first) // 2 :], last[2 * len(last) // 3 :]  # the first packs leave by a guess
     slow, fast = (late, early) if after < before else (early, late)
     assert _rate(fast) > 2.5 * _rate(slow), (early, late)
     assert _saving(slow) > _saving(fast), (early, late)
@@ -147,5 +148,5 @@ def _rate(facts: list[dict[str, Any]]) -> float:
 
 
 def _saving(facts: list[dict[str, Any]]) -> float:
-    """What the codecs save on the reference corpus, in the mean."""
-    return statistics.fmean(by_name(fact["codec"]).ratio for fact in facts)
+    """What the codecs save on the reference corpus, in the middle."""
+    return statistics.median(by_name(fact["codec"]).ratio for fact in facts)
