@@ -27,7 +27,7 @@ from dwcp.compression.selector import SEGMENT_BYTES, Cell, Selector, Tier
 _HORIZON_SEGMENTS = 8.0  # content rarely stays the same for longer
 _KEEPS = 0.7  # share of a decision's worth that the following segments still have
 _COLD = 2.0  # a decision between blocks finds cold caches, the measured ones were warm
-_RACE_WORTH = 0.03  # of a segment's time: what a race saves beside the model's gain
+_RACE_WORTH = 0.005  # of a segment's time: what a race saves beside the model's gain
 _RACE_AGAIN = 0.01  # of a segment's time: what one more race saves where the last two segments were alike
 _SAME_RATIO, _SAME_PACK = 0.2, 0.3  # logs by which alike segments differ at most, packed by one codec
 _RACE_COST = 4.0  # decisions by the model: each trial is thought about
