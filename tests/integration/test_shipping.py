@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import ssl
@@ -250,6 +251,50 @@ def test_a_send_goes_on_when_it_is_repeated_whoever_was_killed(site: Site) -> No
     assert answer["received_bytes"] <= total - held - (3 << 20) + (2 << 20), "packs in the receiver's hands"
     store = ChunkStore.open(site.folder / "store")
     assert store.complete(bytes.fromhex(answer["root"]))
+
+
+def test_the_command_in_a_pipe(site: Site) -> None:
+    """Goal: `dwcp send` from and to pipes, as a user types it. Method: an installation's folder with the operator's
+    certificate, a real agent's store; what is not one file, what was never sent, what is not there."""
+    shutil.copytree(site.folder / "ca", site.folder / "authority")
+    (site.folder / "genesis.json").touch()
+    site.tls("operator", f"{NET}.9")
+    site.start("source", "store", 1)
+    folder = _payload(site.folder / "payload", 4 << 10)
+    lone = site.folder / "lone"
+    lone.mkdir()
+    (lone / "file").write_bytes(b"one")
+    (lone / "link").symlink_to("file")
+    text = b"".join(b"%d of many lines\n" % n for n in range(50_000))
+
+    sent = _send(site, "-", f"{_url(1)}/log", "--json", stdin=text)
+    back = _send(site, f"{_url(1)}/log", "-", "--json")
+    assert (json.loads(sent.stdout)["bytes"], sent.returncode, back.returncode) == (len(text), 0, 0)
+    assert back.stdout == text
+    assert json.loads(back.stderr.splitlines()[-1])["root"] == json.loads(sent.stdout)["root"]
+    for path, name in ((folder, "many"), (lone, "lone")):
+        assert _send(site, str(path), f"{_url(1)}/{name}").returncode == 0
+        refused = _send(site, f"{_url(1)}/{name}", "-")
+        assert (refused.returncode, refused.stdout) == (4, b"")
+        assert b"more than one file" in refused.stderr
+    assert b"'never' was not sent there" in _send(site, f"{_url(1)}/never", "-").stderr
+    assert b"does not exist: there is nothing to send" in _send(site, "nothing", f"{_url(1)}/x").stderr
+
+
+def _send(site: Site, *words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    line = [
+        sys.executable,
+        "-m",
+        "dwcp.cli",
+        "send",
+        *words,
+        "--codec",
+        "zstd-1",
+        "--state",
+        str(site.folder),
+    ]
+    env = {**os.environ, "PYTHONPATH": "src:."}
+    return subprocess.run(line, input=stdin, capture_output=True, env=env, timeout=60, check=False)
 
 
 def _until_held(site: Site, size: int) -> None:

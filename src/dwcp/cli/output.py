@@ -10,9 +10,10 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
+import typer
 
 from dwcp.cli.environment import Environment, current
 
@@ -57,6 +58,14 @@ def console(env: Environment | None = None, *, err: bool = False) -> Console:
     stream = env.err if err else env.out
     width = None if stream.isatty() else 200  # a file or a pipe has no width of its own
     return Console(file=stream, no_color=not env.colors, highlight=False, width=width)
+
+
+def binary() -> BinaryIO:
+    """Standard output for bytes. Raises `BadParameter` where a person would see them."""
+    out = current().out
+    if out.isatty():
+        raise typer.BadParameter("this is binary: name a file, or pipe it on")
+    return out.buffer
 
 
 @contextmanager

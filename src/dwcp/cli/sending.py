@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import shutil
 import sys
@@ -11,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from dwcp.cli.calls import require_installed
 from dwcp.cli.environment import Environment
@@ -118,7 +119,24 @@ def push(source: Path, there: Place, link: Link, bars: Bars) -> Done:
     return Done(name, held.root, held.bytes, held.files, held.received_bytes)
 
 
-def fetch(there: Place, target: Path, link: Link, bars: Bars) -> Done:
+def fetch_stream(there: Place, out: BinaryIO, link: Link, bars: Bars) -> Done:
+    """One file onto a pipe, after all of it was verified. Raises `PayloadRefused` where it is not one file."""
+    with tempfile.TemporaryDirectory(prefix="dwcp-send-") as folder:
+        done = fetch(there, Path(folder) / "whole", link, bars, one_file=True)
+        found = list((Path(folder) / "whole").iterdir())
+        if len(found) != 1 or found[0].is_symlink() or not found[0].is_file():
+            raise _no_stream(there)
+        with found[0].open("rb") as file:
+            shutil.copyfileobj(file, out, 1 << 20)
+        out.flush()
+    return done
+
+
+def _no_stream(there: Place) -> PayloadRefused:
+    return PayloadRefused(f"{there.name!r} is more than one file: name a directory instead of -")
+
+
+def fetch(there: Place, target: Path, link: Link, bars: Bars, *, one_file: bool = False) -> Done:
     """Into a new or empty directory. Raises `ManifestMissing` where nothing has that name."""
     from dwcp.runtime.http_client import client as open_client
     from dwcp.runtime.payloads import Sent, sent_list
@@ -135,6 +153,8 @@ def fetch(there: Place, target: Path, link: Link, bars: Bars) -> Done:
             if found is None:
                 names = ", ".join(each.name for each in held[:20]) or "nothing"
                 raise ManifestMissing(f"{there.name!r} was not sent there; there is {names}")
+            if one_file and found.files != 1:
+                raise _no_stream(there)
             show = meter(bars, "fetching", found.bytes)
 
             def tell(progress: Progress) -> None:
@@ -154,6 +174,8 @@ def _tree(source: Path, name: str) -> Iterator[Tree]:
     """What is sent. Standard input is spooled to disk first: its chunks are named before they travel."""
     if source != _STREAM:
         whole = source.absolute()
+        if not os.path.lexists(whole):
+            raise PayloadRefused(f"{source} does not exist: there is nothing to send")
         yield read_tree(whole) if whole.is_dir() else read_tree(whole.parent, only=whole.name)
         return
     with tempfile.TemporaryDirectory(prefix="dwcp-send-") as folder:

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dwcp.cli import output as printing
-from dwcp.cli.environment import current
 from dwcp.cli.options import Json
+from dwcp.compression.errors import PayloadRefused
 
 if TYPE_CHECKING:
     from dwcp.runtime.blockstreams import Passed, Tell
@@ -27,7 +27,8 @@ Output = Annotated[
 ]
 CodecName = Annotated[str, typer.Option("--codec", help="auto, or a codec such as zstd-3, brotli-5, xz-6")]
 Link = Annotated[
-    float | None, typer.Option("--link", help="the link's rate, Mbit/s; else the output is measured")
+    float | None,
+    typer.Option("--link", min=0.001, help="the link's rate, Mbit/s; else the output is measured"),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="go on where a broken run stopped")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="replace an output file that exists")]
@@ -51,6 +52,7 @@ def compress(
     the link. A file gets its name when it is complete; until then it is NAME.part.
 
     Example: dwcp compress ./data -o data.dwcz
+
     Example: dwcp compress ./data -o - | ssh rome dwcp decompress - -o data
     """
     from dwcp.cli import packing
@@ -61,7 +63,7 @@ def compress(
     with _telling("compressing", packing.size_of(source), quiet=quiet or as_json) as tell:
         job = packing.Packing(source, target, codec=codec, link_mbps=link, resume=resume, force=force)
         if target == STREAM:
-            passed = packing.to_stream(job, _standard_output(), tell=tell)
+            passed = packing.to_stream(job, printing.binary(), tell=tell)
         else:
             passed = packing.to_file(job, tell=tell)
     _report(source, target, passed, time.monotonic() - began, as_json=as_json)
@@ -82,6 +84,7 @@ def decompress(
     standard output only verified blocks appear; a damaged stream ends with exit code 2.
 
     Example: dwcp decompress data.dwcz -o data
+
     Example: dwcp compress log.txt -o - | dwcp decompress > copy.txt
     """
     from dwcp.cli import packing
@@ -91,7 +94,7 @@ def decompress(
     began = time.monotonic()
     with _telling("decompressing", packing.size_of(source), quiet=quiet or as_json, packed=True) as tell:
         unpacking = packing.Unpacking(source, target, resume=resume, force=force, raw_bytes_max=max_bytes)
-        out = _standard_output() if target == STREAM else None
+        out = printing.binary() if target == STREAM else None
         passed = packing.unpacked(unpacking, out, tell=tell)
     _report(source, target, passed, time.monotonic() - began, as_json=as_json)
 
@@ -99,6 +102,8 @@ def decompress(
 def _unpacked_name(source: Path) -> Path:
     if source == STREAM:
         return STREAM
+    if not source.exists():
+        raise PayloadRefused(f"{source} does not exist")
     if source.suffix != SUFFIX:
         raise typer.BadParameter(f"{source} does not end in {SUFFIX}: say where to, with --output")
     return source.with_suffix("")
@@ -107,13 +112,6 @@ def _unpacked_name(source: Path) -> Path:
 def _check_streams(target: Path, *, resume: bool) -> None:
     if target == STREAM and resume:
         raise typer.BadParameter("--resume needs an output file: a pipe cannot be read again")
-
-
-def _standard_output() -> BinaryIO:
-    out = current().out
-    if out.isatty():
-        raise typer.BadParameter("this is binary: name a file with --output, or pipe it on")
-    return out.buffer
 
 
 @contextmanager

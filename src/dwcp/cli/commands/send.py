@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,13 @@ from dwcp.cli.environment import current
 from dwcp.cli.options import Json, State
 
 From = Annotated[str, typer.Argument(metavar="FROM", help="a path, or SITE:NAME; -: standard input")]
-To = Annotated[str, typer.Argument(metavar="TO", help="SITE:[NAME], https://HOST:PORT/[NAME], or a path")]
+To = Annotated[
+    str,
+    typer.Argument(
+        metavar="TO", help="SITE:[NAME], https://HOST:PORT/[NAME], a directory, or -: standard output"
+    ),
+]
+STREAM = "-"
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
 CodecName = Annotated[str, typer.Option("--codec", help="auto, or a codec such as zstd-3")]
 
@@ -30,10 +37,15 @@ def send(
 
     Only chunks that the agent lacks travel, over mutual TLS, packed as the link and the data
     suggest. A send that broke off goes on when it is repeated; the answer comes when all of it is
-    verified and durable there. Sending to a name again replaces what is there.
+    verified and durable there. Sending to a name again replaces what is there. What was sent is
+    fetched into a new directory; one file may go to standard output instead, once all of it is
+    verified (--json then answers on standard error).
 
     Example: dwcp send ./results rome:results
+
     Example: dwcp send rome:results ./copy
+
+    Example: dwcp send - rome:log < log.txt && dwcp send rome:log - | grep ERROR
     """
     from dwcp.cli import sending
 
@@ -49,7 +61,11 @@ def send(
             done = sending.push(Path(source), there, link, bars)
         else:
             assert back is not None
-            done = sending.fetch(back, Path(target), link, bars)
+            done = (
+                sending.fetch_stream(back, printing.binary(), link, bars)
+                if target == STREAM
+                else sending.fetch(back, Path(target), link, bars)
+            )
     seconds = time.monotonic() - began
     text = (
         f"{done.name}: {done.files} files, {done.bytes} bytes, {done.moved_bytes} of them moved, "
@@ -63,4 +79,7 @@ def send(
         "moved_bytes": done.moved_bytes,
         "seconds": round(seconds, 3),
     }
-    printing.show(answer, as_json=as_json, text=text)
+    if target != STREAM:
+        printing.show(answer, as_json=as_json, text=text)
+    elif as_json:
+        printing.remark(json.dumps(answer, ensure_ascii=False))
