@@ -41,6 +41,9 @@ def main() -> int:
     except TransferError as failed:
         print(f"compression_selector: {failed}", file=sys.stderr)
         return 2
+    except OSError as failed:
+        print(f"compression_selector: {failed.filename}: {failed.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("compression_selector: interrupted; the same command goes on", file=sys.stderr)
         return 75
@@ -87,14 +90,16 @@ def output(arguments: argparse.Namespace) -> Path:
 
 def measured(arguments: argparse.Namespace, folder: Path) -> bytes:
     """Measures this host's files; the lines so far are kept beside the model."""
-    from dwcp.compression import corpus, model_shipped, oracle_campaign
+    from dwcp.compression import corpus, model_shipped, oracle_campaign, train
 
+    least = train.MEASUREMENTS_MIN  # on a slow or busy host that takes longer than was asked for
     scale = QUICK_SCALE if arguments.quick else arguments.scale
     seconds = QUICK_SECONDS if arguments.quick else arguments.minutes * 60
     lines = Path(arguments.lines) if arguments.lines else folder / "measurements.jsonl"
+    lines.touch()  # a place that cannot be written is told before anything is looked for
     say(f"measuring pieces of this host's files, {seconds:.0f} s at most")
     pieces = corpus.pieces(model_shipped.held_out(), scale=scale, seed=arguments.seed)
-    rows, complete = oracle_campaign.run(lines, pieces, seconds_max=seconds, report=progress)
+    rows, complete = oracle_campaign.run(lines, pieces, seconds_max=seconds, least=least, report=progress)
     if not complete:
         say(f"time is over after {len(rows)} pieces; the same command goes on with {lines}")
     return oracle_campaign.table(rows)
@@ -109,6 +114,13 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def above_zero(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -117,8 +129,8 @@ def parse() -> argparse.Namespace:
         "--quick", action="store_true", help="a small run of everything, into a temporary folder"
     )
     parser.add_argument("--shipped", action="store_true", help="from the committed table, without measuring")
-    parser.add_argument("--minutes", type=float, default=8, help="how long to measure")
-    parser.add_argument("--scale", type=float, default=2.0, help="1 is about 270 pieces")
+    parser.add_argument("--minutes", type=above_zero, default=8, help="how long to measure")
+    parser.add_argument("--scale", type=above_zero, default=2.0, help="1 is about 270 pieces")
     parser.add_argument("--lines", help="file of measurements so far")
     parser.add_argument("--out", help="folder for model and card; default: .dwcp/models/compression-selector")
     parser.add_argument("--seed", type=int, default=1)

@@ -24,21 +24,29 @@ class Files:
 
 
 def files_of(layout: Layout, name: str, folder: Path | None) -> Files:
-    """The model in `folder`, else the newest one. Raises `NoTrainedModel`, naming where it looked."""
-    places = (folder,) if folder is not None else _places(layout, name)
-    found = [pair for place in places for pair in _pairs(place, name)]
+    """The model in `folder`, else the newest that was trained here, else the release's own.
+
+    A release's files have the time of their checkout, so their age says nothing. Raises `NoTrainedModel`, naming
+    where it looked.
+    """
+    trained, shipped = ((folder,), ()) if folder is not None else _places(layout, name)
+    found = _all(trained, name) or _all(shipped, name)
     if not found:
-        looked = ", ".join(map(str, places))
+        looked = ", ".join(map(str, (*trained, *shipped)))
         raise NoTrainedModel(f"no trained {name} in {looked}: train one, or name its folder with --version")
     manifest, weights = max(found, key=lambda pair: pair[0].stat().st_mtime_ns)
     return Files(_read(manifest), _read(weights))
 
 
-def _places(layout: Layout, name: str) -> tuple[Path, ...]:
+def _all(places: tuple[Path, ...], name: str) -> list[tuple[Path, Path]]:
+    return [pair for place in places for pair in _pairs(place, name)]
+
+
+def _places(layout: Layout, name: str) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """What training wrote last, and what shipped with the release."""
     trained = (layout.root / "models" / name, CHECKOUT / ".dwcp" / "models" / name)
     layer = "allocation" if name == "maddpg-placer" else "compression"
-    return (*trained, CHECKOUT / "src" / "dwcp" / layer / "artefacts")
+    return trained, (CHECKOUT / "src" / "dwcp" / layer / "artefacts",)
 
 
 def _pairs(folder: Path, name: str) -> list[tuple[Path, Path]]:

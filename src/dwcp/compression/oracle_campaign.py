@@ -22,13 +22,14 @@ def run(
     pieces: Iterable[Piece],
     *,
     seconds_max: float = float("inf"),
+    least: int = 0,
     report: Callable[[int, int], None] | None = None,
     wall: Callable[[], float] = time.monotonic,
 ) -> tuple[list[Measurement], bool]:
     """Measures what the file does not hold yet; (rows in the order of the pieces, whether all were reached).
 
-    `report` is told (rows so far, newly measured). Features are always taken anew, so that a change to
-    them needs no new measurement.
+    So many rows as `least` are measured whatever the time. `report` is told (rows so far, newly measured). Features
+    are always taken anew, so that a change to them needs no new measurement.
     """
     known = oracle.read_lines(path)
     measure = Oracle()
@@ -37,7 +38,7 @@ def run(
     for piece in pieces:
         key = oracle.digest(piece.raw)
         if (row := known.get(key)) is None:
-            if wall() - begun > seconds_max:
+            if wall() - begun > seconds_max and len(rows) >= least:
                 return rows, False
             row = _measure(measure, piece, key)
             oracle.append_line(path, row)

@@ -101,6 +101,11 @@ def test_a_campaign_goes_on_where_it_was_cut(tmp_path: Path) -> None:
 
     first, complete = oracle_campaign.run(path, pieces, seconds_max=2.5, wall=lambda: float(next(ticks)))
     assert (len(first), complete) == (2, False)
+    late = iter(range(0, 1000, 100))
+    slow, _ = oracle_campaign.run(
+        tmp_path / "slow", pieces, seconds_max=2.5, least=3, wall=lambda: float(next(late))
+    )
+    assert len(slow) == 3, "a slow host measures what training needs at least"
     path.write_bytes(path.read_bytes()[:-20])
     told: list[tuple[int, int]] = []
     rows, complete = oracle_campaign.run(path, pieces, report=lambda *at: told.append(at))
