@@ -37,6 +37,18 @@ class Use(Shape, frozen=True):
         return self.allocated / self.capacity if self.capacity else None
 
 
+class NodeUse(Shape, frozen=True):
+    """One node, by resource: what it has, what is placed there, what commands really use (None: not told)."""
+
+    name: str
+    site: str
+    status: str
+    capacity: dict[str, int]
+    allocated: dict[str, int]
+    used: dict[str, int | None]
+    placed: dict[str, int]  # thousandths of a core, by workload
+
+
 class Stranding(Shape, frozen=True):
     """Cores of a site that are free and of no use to the 75th percentile demand; None: nothing to judge by."""
 
@@ -58,6 +70,7 @@ class Fleet(Shape, frozen=True):
     """What the manager knows."""
 
     uses: tuple[Use, ...]
+    nodes: tuple[NodeUse, ...]
     stranding: tuple[Stranding, ...]
     tenants: tuple[Tenant, ...]
     fairness: float | None  # Jain's index of what tenants got of what they asked for
@@ -96,6 +109,7 @@ def fleet(nodes: Iterable[NodeView], workloads: Iterable[WorkloadView]) -> Fleet
     tenants = _tenants(listed)
     return Fleet(
         uses=tuple(_uses(known)),
+        nodes=tuple(_node(view) for view in sorted(known, key=lambda view: view.node.name)),
         stranding=tuple(_stranding(known, listed)),
         tenants=tenants,
         fairness=jain(
@@ -194,6 +208,18 @@ def _uses(nodes: Sequence[NodeView]) -> Iterable[Use]:
         for column, name in enumerate(RESOURCES):
             capacity = sum(getattr(view.node.capacity, name) for view in own)
             yield Use(site, name, capacity, sum(_used(view)[column] for view in own), _really(own, name))
+
+
+def _node(view: NodeView) -> NodeUse:
+    return NodeUse(
+        name=view.node.name,
+        site=view.node.site,
+        status=view.node.status.value,
+        capacity=dict(zip(RESOURCES, _amounts(view.node.capacity), strict=True)),
+        allocated=dict(zip(RESOURCES, _used(view), strict=True)),
+        used={name: _really((view,), name) for name in RESOURCES},
+        placed={entry.workload: entry.demand.cpu_milli for entry in view.allocation.placed},
+    )
 
 
 def _really(nodes: Sequence[NodeView], resource: str) -> int | None:

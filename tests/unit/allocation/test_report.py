@@ -65,6 +65,20 @@ def test_what_is_really_used_is_a_sites_sum_or_a_gap() -> None:
     assert {use.used for use in fleet([both[0], node("oslo")], ()).uses} == {None}
 
 
+def test_every_node_is_told_with_what_holds_it() -> None:
+    """Goal: a full node does not hide behind its site's mean. Method: a full and an empty node of one site."""
+    full = msgspec.structs.replace(node("b", placed=4000), used=RealUse(cpu_milli=10, memory_mib=20))
+    found = fleet((full, node("a", status="draining")), ()).nodes
+
+    assert [(each.name, each.status, each.placed) for each in found] == [
+        ("a", "draining", {}),
+        ("b", "ready", {"w-b": 4000}),
+    ]
+    assert (found[1].capacity["cpu_milli"], found[1].allocated["cpu_milli"]) == (4000, 4000)
+    assert found[1].used == {"cpu_milli": 10, "memory_mib": 20, "storage_mib": None, "bandwidth_mbps": None}
+    assert set(found[0].used.values()) == {None}
+
+
 def test_use_stranding_tenants_and_deadlines() -> None:
     """Goal: the figures of the fleet. Method: two nodes and four workloads, by hand."""
     nodes = (node("oslo", placed=3000), node("rome", cpu=5000, status="draining", reach="unknown"))

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dwcp.allocation.replay import Against, Replay
-    from dwcp.allocation.report import Commits, Decisions, Fleet, Samples
+    from dwcp.allocation.report import Commits, Decisions, Fleet, NodeUse, Samples
     from dwcp.api.manager import NodeView, WorkloadView
 
 NAME = "resource-allocation-report"
 LATE_MAX = 0.01  # of the workloads with a deadline: above it is a finding
+NODES_SHOWN = 20
 GAP = "-"
 T = TypeVar("T")
 
@@ -62,7 +63,7 @@ def resource_allocation_report(
         float, typer.Option(min=0, max=1, help="share of missed deadlines above which it is a finding")
     ] = LATE_MAX,
 ) -> Outcome:
-    """Report how the fleet is used: by site, tenant, policy; conflicts, rejections, stranded cores, WAN bytes.
+    """Report how the fleet is used: by site, node, tenant, policy; conflicts, rejections, stranded cores, WAN bytes.
 
     The last day's placements are replayed against first-fit and DRF on the same demand, with the 95 % interval
     of the saving. What cannot be measured is shown as a gap, never as zero. Exit codes: 0 well; 1 findings: late
@@ -279,6 +280,7 @@ def _lines(
             f"{each.site} {_number(each.stranded_cores)} of {each.free_cores:g}" for each in fleet.stranding
         ]
         lines += [
+            *_nodes(fleet),
             f"stranded cores of those free: {', '.join(lost) or GAP}",
             f"placed by: {_counts(fleet.placed_by)}",
             f"waiting {fleet.waiting}, moving {fleet.moving}",
@@ -307,6 +309,25 @@ def _lines(
         )
     lines.append(f"WAN bytes sent: {_number(result.wan_bytes_total)} ({_counts(result.wan_bytes)})")
     return tuple(lines)
+
+
+def _nodes(fleet: Fleet) -> list[str]:
+    """Those with work, the fullest first; the document has all."""
+    busy = sorted((node for node in fleet.nodes if node.placed), key=_fullness, reverse=True)
+    lines = [
+        f"node {node.name} ({node.site}): {len(node.placed)} workloads,"
+        f" {node.allocated['cpu_milli'] / 1000:g} of {node.capacity['cpu_milli'] / 1000:g} cores,"
+        f" {node.allocated['memory_mib']} of {node.capacity['memory_mib']} MiB,"
+        f" really used: {_number(node.used['cpu_milli'])} milli-cores, {_number(node.used['memory_mib'])} MiB"
+        for node in busy[:NODES_SHOWN]
+    ]
+    more = len(busy) - len(lines)
+    return [*lines, f"and {more} nodes with less: --json has all"] if more else lines
+
+
+def _fullness(node: NodeUse) -> float:
+    """The share of its scarcest resource that is placed."""
+    return max(node.allocated[name] / max(1, node.capacity[name]) for name in node.capacity)
 
 
 def _table(result: Report) -> Table:
