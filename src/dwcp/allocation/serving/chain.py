@@ -18,8 +18,8 @@ import numpy as np
 from dwcp.allocation.env.reference import RETRY_AFTER_S
 from dwcp.allocation.env.view import Scores, View
 from dwcp.allocation.env.weights import PRIORITY_FACTOR, WEIGHTS
-from dwcp.allocation.feasibility import choose_column
-from dwcp.allocation.fleet import Floats
+from dwcp.allocation.feasibility import INFEASIBLE, choose_column, choose_rows
+from dwcp.allocation.fleet import Bools, Floats
 from dwcp.allocation.heuristics import ALIASES, LOAD, TABLE
 from dwcp.allocation.policies import learned
 from dwcp.allocation.policies.rules import Knobs, price
@@ -67,25 +67,25 @@ class Served:
         low, high = bounds.get(NODES, (0.0, 0.0))
         self.nodes = int(low), int(high)
         self._node_low, self._node_high = _limits(learned.NODE, bounds)
+        self._edges: tuple[Singles, ...] = (self._node_low[:, None], self._node_high[:, None])
         self._context_low, self._context_high = _limits(learned.CONTEXT, bounds)
-        self._context_edges = list(zip(self._context_low.tolist(), self._context_high.tolist(), strict=True))
 
     def validated(self, nodes: int) -> bool:
         return self.nodes[0] <= nodes <= self.nodes[1]
 
-    def inside(self, scored: Scored) -> bool:
-        """Whether every feature is near what the model saw in training."""
+    def inside(self, scored: Scored) -> Bools:
+        """[B] whether every feature is near what the model saw in training."""
         nodes = scored.nodes
+        if self._edges[0].shape[1] != nodes.shape[2]:  # spread over the nodes: comparing equals is quicker
+            self._edges = tuple(
+                np.repeat(edge[:, None], nodes.shape[2], axis=1) for edge in (self._node_low, self._node_high)
+            )
+        near = nodes >= self._edges[0]
+        near &= nodes <= self._edges[1]
         if not scored.whole:
-            nodes = nodes[:, nodes[_PRESENT] > 0]
-        near = nodes >= self._node_low[:, None]
-        near &= nodes <= self._node_high[:, None]
-        return bool(np.logical_and.reduce(near, axis=None)) and self._near(scored.context)
-
-    def _near(self, context: Singles) -> bool:
-        """In plain Python: quicker for these few."""
-        edges = self._context_edges
-        return all(low <= one <= high for one, (low, high) in zip(context.tolist(), edges, strict=True))
+            near |= nodes[:, None, _PRESENT] <= 0
+        known = (scored.context >= self._context_low) & (scored.context <= self._context_high)
+        return np.asarray(np.logical_and.reduce(near, axis=(1, 2)) & np.logical_and.reduce(known, axis=1))
 
     def outside(self, scored: Scored) -> tuple[str, ...]:
         """The features that are not."""
@@ -151,7 +151,7 @@ class Decision:
         if column is None:
             column = self.rule_column
         self.deferred = column == len(self.scene.open)
-        self.row = None if column < 0 or self.deferred else column
+        self.row = _row(column, len(self.scene.open))
 
     @property
     def wanted(self) -> Wanted:
@@ -187,24 +187,106 @@ def decide(
     if not len(scene.open):
         return Decision(sheet, place, scene, rule, np.zeros(1), -1, None, None, None, refused, 0.0, 0.0)
     standing = sheet.standing(place, scene)
+    return judged(standing, rule, model=model, refused=refused, left_s=left_s, expect_s=expect_s).decision(0)
+
+
+def judged(
+    standing: Standing,
+    rule: Rule,
+    *,
+    model: Served | None,
+    refused: str = "",
+    left_s: Callable[[], float],
+    expect_s: float,
+) -> Judged:
+    """`decide` for each of the standing's B workloads on at least one node."""
     scores = _ruled(standing, rule)
-    rule_column = choose_column(scores, standing.mask)
-    scored, column, fallback = _asked(
-        standing, scores, rule, model=model, refused=refused, left_s=left_s, expect_s=expect_s
-    )
-    rule_cost = cost_of(standing, rule_column)
-    model_cost = 0.0 if column is None else rule_cost if column == rule_column else cost_of(standing, column)
-    return Decision(
-        sheet, place, scene, rule, scores, rule_column, model, scored, column, fallback, rule_cost, model_cost
-    )
+    columns = _choices(scores, standing.mask)
+    asked = _asked(standing, scores, rule, model=model, refused=refused, left_s=left_s, expect_s=expect_s)
+    return Judged(standing, rule, model, scores, columns, asked)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a model said on B decisions: its bids, its choices, and why they do not count, "" where they do."""
+
+    scored: Scored | None
+    columns: list[int | None]
+    fallbacks: list[str]
+
+    @classmethod
+    def nothing(cls, standing: Standing, why: str) -> Asked:
+        count = len(standing.mask)
+        return cls(None, [None] * count, [why] * count)
+
+
+def _choices(scores: Floats, mask: Bools) -> list[int]:
+    """[B] of scores [B, N + 1]."""
+    if len(scores) == 1:
+        return [choose_column(scores[0], mask[0])]
+    masked = np.where(mask, scores, -np.inf)
+    columns = masked.argmax(axis=1)
+    best = masked[np.arange(len(columns)), columns]
+    if np.logical_and.reduce((best > INFEASIBLE / 2) & (best < np.inf)):  # as `choose_column`
+        return [int(column) for column in columns.tolist()]
+    return [int(column) for column in choose_rows(scores, mask).tolist()]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The rule's scores [B, N + 1] and choices, and what the model said, on the standing's workloads."""
+
+    standing: Standing
+    rule: Rule
+    model: Served | None
+    scores: Floats
+    rule_columns: list[int]
+    asked: Asked
+
+    def row(self, rank: int) -> int | None:
+        """Where workload `rank` goes."""
+        column = None if self.asked.fallbacks[rank] else self.asked.columns[rank]
+        return _row(self.rule_columns[rank] if column is None else column, len(self.standing.scene.open))
+
+    def decision(self, rank: int) -> Decision:
+        """All of it, for keeping."""
+        standing, asked = self.standing, self.asked
+        rule_column, column = self.rule_columns[rank], asked.columns[rank]
+        rule_cost = cost_of(standing, rank, rule_column)
+        model_cost = rule_cost if column == rule_column else 0.0
+        if column is not None and column != rule_column:
+            model_cost = cost_of(standing, rank, column)
+        return Decision(
+            standing.sheet,
+            standing.place + rank,
+            standing.seen(rank),
+            self.rule,
+            self.scores[rank].copy(),
+            rule_column,
+            self.model,
+            None if asked.scored is None else asked.scored.one(rank),
+            column,
+            asked.fallbacks[rank],
+            rule_cost,
+            model_cost,
+        )
+
+
+def _row(column: int, nodes: int) -> int | None:
+    """The node that a choice names; None to defer, and where nothing is feasible."""
+    return column if 0 <= column < nodes else None
 
 
 def _ruled(standing: Standing, rule: Rule) -> Floats:
-    """[N + 1] the rule's scores."""
+    """[B, N + 1] the rule's scores."""
     if rule.tuned is not None:
         return standing.by_rule(rule.tuned)
-    view = view_of(standing.scene, standing.wanted, dice=rule.draws)
-    return np.asarray(rule.score(view, np), dtype=np.float64)
+    sheet, place = standing.sheet, standing.place
+    views = [
+        view_of(standing.seen(rank), sheet.wanted[place + rank], dice=rule.draws)
+        for rank in range(len(standing.mask))
+    ]
+    return np.array([rule.score(view, np) for view in views], dtype=np.float64)
 
 
 def _asked(
@@ -216,44 +298,61 @@ def _asked(
     refused: str,
     left_s: Callable[[], float],
     expect_s: float,
-) -> tuple[Scored | None, int | None, str]:
-    """The model's bids and choice, and why they do not count."""
+) -> Asked:
+    """The model's bids and choices, and why they do not count. `expect_s`: of one decision."""
     if model is None or refused not in ("", Fallback.CANARY):
-        return None, None, refused or Fallback.NO_MODEL
+        return Asked.nothing(standing, refused or Fallback.NO_MODEL)
     if not model.validated(len(standing.scene.open)):
-        return None, None, Fallback.OOD
-    if left_s() <= expect_s:
-        return None, None, Fallback.TIMEOUT
+        return Asked.nothing(standing, Fallback.OOD)
+    if left_s() <= expect_s * len(standing.mask):
+        return Asked.nothing(standing, Fallback.TIMEOUT)
     try:
         shared = rule.tuned is not None and model.scorer.tuned == rule.tuned
         scored = model.scorer.score(standing, rule_scores if shared else None)
     except Exception:  # noqa: BLE001  # whatever a model does, a workload is placed
-        return None, None, Fallback.ERROR
-    if not model.inside(scored):
-        finite = bool(np.isfinite(scored.nodes).all() and np.isfinite(scored.context).all())
-        return scored, None, Fallback.OOD if finite else Fallback.NAN
-    if not isfinite(np.add.reduce(scored.bids)) and not np.isfinite(scored.bids[standing.mask]).all():
-        return scored, None, Fallback.NAN
-    if left_s() <= 0:
-        return scored, None, Fallback.TIMEOUT
-    return scored, choose_column(scored.bids, standing.mask), refused
+        return Asked.nothing(standing, Fallback.ERROR)
+    odd = _odd(model, scored, standing.mask)
+    late = left_s() <= 0
+    fallbacks = [own or (Fallback.TIMEOUT if late else refused) for own in odd]
+    columns = [
+        None if own or late else column
+        for own, column in zip(odd, _choices(scored.bids, standing.mask), strict=True)
+    ]
+    return Asked(scored, columns, fallbacks)
 
 
-def cost_of(standing: Standing, column: int) -> float:
+def _odd(model: Served, scored: Scored, mask: Bools) -> list[str]:
+    """[B] what is wrong with the model's numbers, "" if nothing is."""
+    near = model.inside(scored)
+    if np.logical_and.reduce(near) and isfinite(np.add.reduce(scored.bids, axis=None)):
+        return [""] * len(near)
+    found: list[str] = []
+    for rank, inside in enumerate(near.tolist()):
+        nodes, context, bids = scored.nodes[rank], scored.context[rank], scored.bids[rank]
+        if not inside:
+            finite = bool(np.isfinite(nodes).all() and np.isfinite(context).all())
+            found.append(Fallback.OOD if finite else Fallback.NAN)
+        else:
+            found.append("" if np.isfinite(bids[mask[rank]]).all() else Fallback.NAN)
+    return found
+
+
+def cost_of(standing: Standing, rank: int, column: int) -> float:
     """Dollars that the environment would charge at once for that choice; deferring pauses for a minute.
 
     What a choice does to later placements (stranded room) is not in it: this is a lower bound of what it costs.
     """
     if column < 0:
         return 0.0
-    wanted = standing.wanted
+    sheet, place = standing.sheet, standing.place + rank
+    wanted = sheet.wanted[place]
     factor = PRIORITY_FACTOR[wanted.priority]
     if column < len(standing.scene.open):
-        wan, energy, late = standing.sheet.bill(standing.place, column)
+        wan, energy, late = sheet.bill(place, column)
         return WEIGHTS.wan * wan + WEIGHTS.energy * energy + WEIGHTS.wait * late * wanted.worth * factor
     share = min(RETRY_AFTER_S / max(wanted.slack_s, 1.0), 1.0)
-    feasible = standing.mask[:-1]
-    cheapest = float(np.asarray(price(standing.view, np))[feasible].min()) if feasible.any() else 0.0
+    feasible = standing.mask[rank, :-1]
+    cheapest = float(np.asarray(price(standing.view(rank), np))[feasible].min()) if feasible.any() else 0.0
     return cheapest + (WEIGHTS.sla + WEIGHTS.wait) * wanted.worth * factor * share
 
 

@@ -5,8 +5,8 @@ Shapes: N nodes, K offers, W workloads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,9 @@ class Offers:
 
     member: Singles
     group: Rows
-    _merged: dict[tuple[int, ...], Offers] = field(default_factory=dict)  # by the new number of each offer
+    _merged: dict[tuple[int, ...], Offers] = field(
+        default_factory=dict
+    )  # by the first offer that equals each
 
     @classmethod
     def of(cls, group: Rows, count: int) -> Offers:
@@ -35,22 +37,25 @@ class Offers:
         return cls(member, group)
 
     def told_apart(self, *facts: Floats) -> list[Offers]:
-        """For each workload [W] these offers by `facts`, each [W, K]: what differs in general may be equal for one."""
-        return [
-            self._of_kinds(list(zip(*kinds, strict=True)))
-            for kinds in zip(*(fact.astype(np.float32).tolist() for fact in facts), strict=True)
-        ]
+        """For each workload [W] these offers by `facts`, each [W, K]: what differs in general may be equal for one.
 
-    def _of_kinds(self, kinds: Sequence[tuple[float, ...]]) -> Offers:
-        numbers: dict[tuple[float, ...], int] = {}
-        merged = tuple([numbers.setdefault(kind, len(numbers)) for kind in kinds])
-        if len(numbers) == len(kinds):
-            return self
-        found = self._merged.get(merged)
+        All have as many rows as these; nobody makes the offers that are left over."""
+        same: Any = True  # [W, K, K]
+        for fact in facts:
+            one = fact.astype(np.float32)
+            same = same & (one[:, :, None] == one[:, None, :])
+        return [self._merge(tuple(first)) for first in same.argmax(axis=2).tolist()]
+
+    def _merge(self, first: tuple[int, ...]) -> Offers:
+        """`first`: of each offer the first that equals it."""
+        found = self._merged.get(first)
         if found is None:
-            found = Offers.of(np.array(merged, dtype=np.intp)[self.group], len(numbers))
+            count = len(first)
+            if first == tuple(range(count)):
+                return self
+            found = Offers.of(np.array(first, dtype=np.intp)[self.group], count)
             if len(self._merged) < MERGED_MAX:
-                self._merged[merged] = found
+                self._merged[first] = found
         return found
 
 

@@ -1,8 +1,9 @@
-"""A model's bids for one decision, fast: the same numbers as `learned.scorer`, laid out for one decision at a time.
+"""A model's bids for B decisions, fast: the same numbers as `learned.scorer`, laid out for few decisions at a time.
 
-Features are rows of a [F + 1, N] buffer, so that every operation runs over contiguous memory; the last row is ones,
-and biases are columns of the weights. Nodes with equal offers are pooled by one product. A test compares it with
-`learned.scorer` on random scenes. A `Scorer` is used by one thread at a time.
+Features are rows of [B, F + 1, N], so that every operation runs over contiguous memory; the last row is ones, and
+biases are columns of the weights. Nodes with equal offers are pooled by one product. Products are made decision by
+decision, so a decision's numbers do not depend on its company. A test compares it with `learned.scorer` on random
+scenes. A `Scorer` is used by one thread at a time.
 
 Every placement changes the context (how full the fleet is, the workload's share of what is free) and often the rule's
 favourite, and both are inputs of every node's first layer: so no row's score outlives a placement.
@@ -19,7 +20,7 @@ from dwcp.allocation.env.view import Scores
 from dwcp.allocation.fleet import Floats
 from dwcp.allocation.policies import learned
 from dwcp.allocation.policies.rules import Knobs
-from dwcp.allocation.serving.offers import Offers, Singles
+from dwcp.allocation.serving.offers import Rows, Singles
 from dwcp.allocation.serving.sheet import Standing, Tuned, tuned_of
 
 _GAP, _FEASIBLE, _PRESENT = (learned.NODE.index(name) for name in ("gap", "feasible", "present"))
@@ -27,13 +28,26 @@ _GAP, _FEASIBLE, _PRESENT = (learned.NODE.index(name) for name in ("gap", "feasi
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Bids and the rule's own scores below them, both [N + 1]; `nodes` [F, N] and `context` [C] as the model saw."""
+    """Bids and the rule's own scores below them, both [N + 1]; `nodes` [F, N] and `context` [C] as the model saw.
+
+    Of B decisions each has B before these.
+    """
 
     bids: Floats
     base: Floats
     nodes: Singles
     context: Singles
     whole: bool  # every node is present
+
+    def one(self, rank: int) -> Scored:
+        """That decision's; for keeping."""
+        return Scored(
+            self.bids[rank].copy(),
+            self.base[rank].copy(),
+            self.nodes[rank],
+            self.context[rank].copy(),
+            self.whole,
+        )
 
 
 class Scorer:
@@ -61,62 +75,80 @@ class Scorer:
         self._node_out, self._site_out = own["node.out"][:, 0], own["site.out"][:, 0]
         self._defer_out = own["defer.out"][:, 0]
         self._node_shift, self._defer_shift = (float(one) for one in own["out.bias"])
-        self._rows = self._buffers(1)
+        self._buffers = _Buffers(self._in, self._node, 1, 1)
 
     def score(self, standing: Standing, base: Floats | None = None) -> Scored:
-        """`base` [N + 1]: the base rule's scores where the caller has them. Numbers that overflow stay as they are."""
+        """`base` [B, N + 1]: the base rule's scores where the caller has them. What overflows stays as it is."""
         with np.errstate(all="ignore"):
             if base is None:
                 base = self._base(standing)
-            nodes = standing.fill()
+            sheet, nodes = standing.sheet, standing.fill()
             gap = self._gaps(standing, base)
-            nodes[_GAP] = gap[:-1]
-            if not standing.sheet.roster.whole:
-                nodes[_GAP] *= standing.sheet.roster.present
-            context = standing.context(float(gap[-1]))
-            bids = self._forward(nodes, context, standing.sheet.offers[standing.place])
-            return Scored(bids - gap, base, nodes[:-1], context[:-1], standing.sheet.roster.whole)
+            nodes[:, _GAP] = gap[:, :-1]
+            if not sheet.roster.whole:
+                nodes[:, _GAP] *= sheet.roster.present
+            context = standing.context(gap[:, -1])
+            if sheet.alike:
+                member, group = sheet.offered[0][standing.part], sheet.offered[1][standing.part]
+            else:
+                offers = sheet.offers[standing.place]
+                member, group = offers.member[None], offers.group[None]
+            bids = self._forward(nodes, context, member, group)
+            return Scored(bids - gap, base, nodes[:, :-1], context[:, :-1], sheet.roster.whole)
 
     def _base(self, standing: Standing) -> Floats:
         if self.tuned is not None:
             return standing.by_rule(self.tuned)
-        return np.asarray(self.base(standing.view, np), dtype=np.float64)
+        return np.array(
+            [self.base(standing.view(rank), np) for rank in range(len(standing.mask))], dtype=np.float64
+        )
 
-    def _forward(self, nodes: Singles, context: Singles, offers: Offers) -> Singles:
-        """The residual [N + 1] for rows `nodes` [F + 1, N] and `context` [C + 1]; `learned.residual` in this layout."""
-        width, count = self._width, nodes.shape[1]
-        if self._rows[0].shape[1] != count:
-            self._rows = self._buffers(count)
-        first, second, node, first_own, second_own = self._rows
-        self._in[:, -1] = context.dot(self._in_context)
-        np.dot(self._in, nodes, out=first_own)
-        np.maximum(first_own, 0.0, out=first_own)
-        np.dot(self._mid, first, out=second_own)
-        np.maximum(second_own, 0.0, out=second_own)
-        weighted = offers.member * nodes[_FEASIBLE]
-        weighted[1] = nodes[_PRESENT]
-        means = weighted.dot(second.T)  # sums; the last column: of how many nodes
-        means /= np.maximum(means[:, -1:], 1.0)
-        whole = np.concatenate((means[:2].ravel(), context)).dot(self._pool)
-        heads = np.maximum(whole, 0.0, out=whole).dot(self._heads)
-        self._node[:, -1] = heads[:width]
-        np.dot(self._node, second, out=node)
-        np.maximum(node, 0.0, out=node)
-        site = means[2:].dot(self._site)
-        site += heads[width : 2 * width]
-        offered = np.maximum(site, 0.0, out=site).dot(self._site_out)
+    def _forward(self, nodes: Singles, context: Singles, member: Singles, group: Rows) -> Singles:
+        """The residual [B, N + 1] for rows `nodes` [B, F + 1, N] and `context` [B, C + 1]; `learned.residual` here.
+
+        `member` [B, 2 + K, N] and `group` [B, N]: who makes which offer.
+        """
+        width, (count, _rows, size) = self._width, nodes.shape
+        own = self._buffers_for(count, size)
+        context = context[:, None]  # as rows: each decision is a product of its own
+        own.into[:, :, -1] = np.matmul(context, self._in_context)[:, 0]
+        np.matmul(own.into, nodes, out=own.first_own)
+        np.maximum(own.first_own, own.zeros, out=own.first_own)
+        np.matmul(self._mid, own.first, out=own.second_own)
+        np.maximum(own.second_own, own.zeros, out=own.second_own)
+        weighted = member * nodes[:, _FEASIBLE, None]
+        weighted[:, 1] = nodes[:, _PRESENT]
+        means = np.matmul(weighted, own.second.transpose(0, 2, 1))  # sums; the last column: of how many nodes
+        means /= np.maximum(means[:, :, -1:], 1.0)
+        pooled = np.concatenate((means[:, :2].reshape(count, 1, -1), context), axis=2)
+        whole = np.matmul(pooled, self._pool)
+        heads = np.matmul(np.maximum(whole, 0.0, out=whole), self._heads)
+        own.onto[:, :, -1] = heads[:, 0, :width]
+        np.matmul(own.onto, own.second, out=own.node)
+        np.maximum(own.node, own.zeros, out=own.node)
+        site = np.matmul(means[:, 2:], self._site)
+        site += heads[:, :, width : 2 * width]
+        offered = np.matmul(np.maximum(site, 0.0, out=site), self._site_out)
         offered += self._node_shift
-        bids = np.empty(count + 1, dtype=np.float32)
-        np.add(self._node_out.dot(node), offered.take(offers.group), out=bids[:-1])
-        bids[-1] = np.maximum(heads[2 * width :], 0.0).dot(self._defer_out) + self._defer_shift
+        bids = np.empty((count, size + 1), dtype=np.float32)
+        first = np.arange(0, offered.size, offered.shape[1])[:, None]
+        np.add(np.matmul(self._node_out, own.node), offered.take(group + first), out=bids[:, :-1])
+        np.matmul(np.maximum(heads[:, 0, 2 * width :], 0.0)[:, None], self._defer_out, out=bids[:, -1:])
+        bids[:, -1] += self._defer_shift
         np.tanh(bids, out=bids)
         bids *= learned.REACH
         return bids
 
+    def _buffers_for(self, count: int, size: int) -> _Buffers:
+        own = self._buffers
+        if size != own.node.shape[2] or count > len(own.node):
+            own = self._buffers = _Buffers(self._in, self._node, count, size)
+        return own if count == len(own.node) else own.part(count)
+
     def _gaps(self, standing: Standing, base: Floats) -> Floats:
-        """[N + 1] how far below its favourite the rule puts each column, in logits."""
-        known = base if isfinite(np.add.reduce(base)) else np.where(np.isfinite(base), base, -1e30)
-        gap = np.maximum.reduce(np.where(standing.mask, known, -1e30)) - known
+        """[B, N + 1] how far below its favourite the rule puts each column, in logits."""
+        known = base if isfinite(np.add.reduce(base, axis=None)) else np.where(np.isfinite(base), base, -1e30)
+        gap = np.maximum.reduce(np.where(standing.mask, known, -1e30), axis=1, keepdims=True) - known
         gap *= self._sharp
         np.maximum(gap, 0.0, out=gap)
         return np.asarray(np.minimum(gap, learned.GAP_MAX, out=gap))
@@ -134,10 +166,28 @@ class Scorer:
         one[-1] = 1.0
         return _beside(found, one)
 
-    def _buffers(self, count: int) -> tuple[Singles, Singles, Singles, Singles, Singles]:
-        """For N nodes, both hidden layers with a row of ones, the node's head, and both layers without that row."""
-        first, second = np.ones((2, self._width + 1, count), dtype=np.float32)
-        return first, second, np.empty((self._width, count), dtype=np.float32), first[:-1], second[:-1]
+
+class _Buffers:
+    """For B decisions on N nodes: weights with a column of each decision's own, both hidden layers with a row of ones
+    and without it, the node's head. Zeros: the larger of two arrays costs a quarter of that of an array and a number.
+    """
+
+    __slots__ = ("first", "first_own", "into", "node", "onto", "second", "second_own", "zeros")
+
+    def __init__(self, into: Singles, onto: Singles, count: int, size: int) -> None:
+        width = len(into)
+        self.into, self.onto = np.repeat(into[None], count, axis=0), np.repeat(onto[None], count, axis=0)
+        self.first, self.second = np.ones((2, count, width + 1, size), dtype=np.float32)
+        self.first_own, self.second_own = self.first[:, :-1], self.second[:, :-1]
+        self.node = np.empty((count, width, size), dtype=np.float32)
+        self.zeros = np.zeros((1, width, size), dtype=np.float32)
+
+    def part(self, count: int) -> _Buffers:
+        """The first `count` of them."""
+        found = object.__new__(_Buffers)
+        for name in self.__slots__:
+            setattr(found, name, getattr(self, name)[:count])
+        return found
 
 
 def _beside(array: Singles, column: Singles) -> Singles:

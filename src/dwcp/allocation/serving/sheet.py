@@ -1,16 +1,15 @@
-"""What one decision computes from, in two parts: what a batch shares, once; what placements change, each time.
+"""What decisions compute from, in two parts: what a batch shares, once; what placements change, each time.
 
 A `Sheet` has what W workloads are to N nodes whatever is placed: prices, lateness, distances, the parts of the rules
-that follow from them, and the network's input rows. A `Standing` adds the room of one scene. A single placement is a
-batch of one, so both give the same numbers to the last bit.
+that follow from them, and the network's input rows. A `Standing` adds the room that B of them find. Nothing that is
+computed for one mixes with another, so any B give the same numbers to the last bit.
 
-Shapes: [W, N], [W, K] by offer, [R, N] resources first, so that every operation runs over contiguous memory. float64;
-the network's rows are float32 [F + 1, N], the last all ones: it carries the biases.
+Shapes: [W, N], [W, K] by offer, [B, R, N] resources before nodes, so that every operation runs over contiguous memory.
+float64; the network's rows are float32 [B, F + 1, N], the last all ones: it carries the biases.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,10 +18,10 @@ import numpy as np
 
 from dwcp.allocation.env.view import View
 from dwcp.allocation.env.weights import PRIORITY_FACTOR, WEIGHTS
-from dwcp.allocation.fleet import Bools, Floats
+from dwcp.allocation.fleet import Bools, Floats, Ints
 from dwcp.allocation.policies import learned
 from dwcp.allocation.policies.rules import NEVER_DEFER, WORTH_FLOOR, Knobs
-from dwcp.allocation.serving.offers import Offers, Singles, offers_of
+from dwcp.allocation.serving.offers import Offers, Rows, Singles, offers_of
 from dwcp.allocation.serving.scene import Roster, Scene, Wanted, view_of
 
 LOCAL_BONUS = 10.0  # of the rules that go by the data's site first
@@ -54,7 +53,15 @@ class Sheet:
         self.wanted = tuple(wanted)
         self._age_s = age_s
         self._prices: dict[float, Floats] = {}
-        self.demand = np.array([one.demand for one in self.wanted], dtype=np.float64)[:, :, None]  # [W, R, 1]
+        self.amount = np.array([one.demand for one in self.wanted])[:, :, None]  # [W, R, 1]
+        self.demand = self.amount.astype(np.float64)
+        self.predicted = self._column([one.predicted_s for one in self.wanted])
+        self.ends = np.array(
+            [int(one.predicted_s * 1000) / 1000.0 for one in self.wanted]
+        )  # whole milliseconds
+        self.low = self._column([2 - one.priority for one in self.wanted])[:, 0]  # [W] how unimportant
+        self.defers = np.array([one.may_defer and one.slack_s > 0 for one in self.wanted])
+        self.pins = [(place, one.site) for place, one in enumerate(self.wanted) if one.site]
         near = [roster.from_site(one.data_site) for one in self.wanted]
         shipped = self._column([one.data_bytes for one in self.wanted])
         self.home = np.array([home for home, _rate, _usd in near])  # [W, K]
@@ -146,9 +153,38 @@ class Sheet:
         return kinds.told_apart(self.home, wan, self.late * urgency)
 
     @cached_property
-    def facts(self) -> list[tuple[float, ...]]:
-        """[W] of the context, what no placement changes: slack, queue, who it is, how long, what it is worth."""
-        return [_facts(one) for one in self.wanted]
+    def offered(self) -> tuple[Singles, Rows]:
+        """[W, 2 + K, N] and [W, N] of all offers together. Only where the roster's kinds are known: K is theirs."""
+        offers = self.offers
+        if len(offers) == 1:
+            return offers[0].member[None], offers[0].group[None]
+        return np.stack([one.member for one in offers]), np.stack([one.group for one in offers])
+
+    @cached_property
+    def facts(self) -> Singles:
+        """[W, C + 1] the context; 0 where placements change it, and a one for the biases."""
+        most = learned.FEATURE_MAX
+        said = np.array(
+            [
+                (max(one.slack_s, 0.0), one.queued, one.priority, one.predicted_s, max(one.worth, 0.0))
+                for one in self.wanted
+            ],
+            dtype=np.float64,
+        )
+        found = np.zeros((len(said), len(learned.CONTEXT) + 1), dtype=np.float32)
+        found[:, 0] = found[:, -1] = 1.0
+        logs = np.log1p(said * _INTO) * _OUT_OF
+        np.minimum(logs, most, out=logs)
+        found[:, 1:3], found[:, _LONG : _LONG + 2] = logs[:, :2], logs[:, 3:]
+        priority = said[:, 2]
+        found[:, 3] = priority / 2.0
+        found[:, _KIND : _KIND + 3] = priority[:, None] == _PRIORITIES
+        return found
+
+    @property
+    def alike(self) -> bool:
+        """Whether its workloads can be looked at together."""
+        return self.roster.whole and self.roster.kinds is not None
 
     def standing(self, place: int, scene: Scene) -> Standing:
         """Workload `place` in that scene, whose roster is this sheet's."""
@@ -156,142 +192,174 @@ class Sheet:
 
 
 class Standing:
-    """One workload in one scene: what is free, what would be in use, what is feasible."""
+    """B workloads of a sheet from `place` on: what each finds free, what would be in use, what is feasible.
 
-    __slots__ = ("_left", "_loose", "_shared", "after", "cpu_free", "free", "mask", "place", "scene", "sheet")
+    The first finds the scene; each of the others finds it as if the ones before had gone to the rows in `guesses`
+    (None: nowhere). B = 1 + len(guesses).
+    """
 
-    def __init__(self, sheet: Sheet, place: int, scene: Scene) -> None:
-        roster, wanted = sheet.roster, sheet.wanted[place]
-        self.sheet, self.place, self.scene = sheet, place, scene
-        room = np.empty((4, len(scene.open)), dtype=np.int64)
-        np.subtract(roster.lines, scene.used.T, out=room)
-        self.mask: Bools = np.empty(len(scene.open) + 1, dtype=np.bool_)
-        nodes = self.mask[:-1]
-        np.logical_and.reduce(room >= wanted.demand[:, None], axis=0, out=nodes)
-        nodes &= scene.open
-        if wanted.site:
-            nodes &= roster.pinned(wanted.site)
-        if scene.reach is not None:
-            nodes &= scene.reach
-        self.mask[-1] = wanted.may_defer and wanted.slack_s > 0
-        self.free: Floats = np.maximum(room, 0).astype(np.float64)  # [R, N]
+    __slots__ = (
+        "_left", "_loose", "_shared", "after", "cpu_free", "exit_in_s", "free", "guesses", "mask", "part", "place",
+        "room", "scene", "sheet",
+    )  # fmt: skip
+
+    def __init__(self, sheet: Sheet, place: int, scene: Scene, guesses: Sequence[int | None] = ()) -> None:
+        roster = sheet.roster
+        self.sheet, self.place, self.scene, self.guesses = sheet, place, scene, guesses
+        self.part = slice(place, place + 1 + len(guesses))
+        self.exit_in_s: Floats = scene.exit_in_s[None]  # [B, N]
+        self.room: Ints = (roster.lines - scene.used.T)[None]  # [B, R, N]; below 0 where a node is overfull
+        if guesses:
+            self._suppose()
+        self.mask: Bools = self._feasible()  # [B, N + 1]
+        self.free: Floats = np.maximum(self.room, 0).astype(np.float64)  # [B, R, N]
         if not np.logical_and.reduce(scene.open):
             self.free *= scene.open
-        self.after: Floats = roster.across - self.free  # [R, N] fractions in use after the placement
-        self.after += sheet.demand[place]
+        self.after: Floats = roster.across - self.free  # [B, R, N] fractions in use after the placement
+        self.after += sheet.demand[self.part]
         self.after /= roster.divisor
         if not roster.full:
             self.after *= roster.across > 0
         self._loose: Floats | None = None
-        self._left: Floats | None = None  # [N] of the cores, after the placement
+        self._left: Floats | None = None  # [B, N] of the cores, after the placement
         self._shared: tuple[tuple[str, bool], Floats] | None = None
-        self.cpu_free = float(np.add.reduce(self.free[0]))  # of all nodes, thousandths of a core
+        self.cpu_free: Floats = np.add.reduce(
+            self.free[:, 0], axis=1
+        )  # [B] of all nodes, thousandths of a core
 
-    @property
-    def wanted(self) -> Wanted:
-        return self.sheet.wanted[self.place]
+    def _suppose(self) -> None:
+        sheet, count = self.sheet, len(self.guesses) + 1
+        shapes = (count, *self.room.shape[1:]), (count, self.exit_in_s.shape[1])
+        self.room, self.exit_in_s = (
+            np.broadcast_to(self.room, shapes[0]),
+            np.broadcast_to(self.exit_in_s, shapes[1]),
+        )
+        if not any(row is not None for row in self.guesses):
+            return
+        self.room, self.exit_in_s = self.room.copy(), self.exit_in_s.copy()
+        for rank, row in enumerate(self.guesses):
+            if row is not None:
+                one = sheet.wanted[self.place + rank]
+                self.room[rank + 1 :, :, row] -= one.demand
+                ends = self.exit_in_s[rank + 1 :, row]
+                np.maximum(ends, int(one.predicted_s * 1000) / 1000.0, out=ends)
 
-    @property
-    def view(self) -> View:
+    def _feasible(self) -> Bools:
+        sheet, scene, part, room = self.sheet, self.scene, self.part, self.room
+        found = np.empty((len(room), room.shape[2] + 1), dtype=np.bool_)
+        nodes = found[:, :-1]
+        np.logical_and.reduce(room >= sheet.amount[part], axis=1, out=nodes)
+        nodes &= scene.open
+        for place, site in sheet.pins:
+            if part.start <= place < part.stop:
+                nodes[place - part.start] &= sheet.roster.pinned(site)
+        if scene.reach is not None:
+            nodes &= scene.reach
+        found[:, -1] = sheet.defers[part]
+        return found
+
+    def view(self, rank: int) -> View:
         """The same as rules and the reference take it."""
-        return view_of(self.scene, self.wanted)
+        return view_of(self.seen(rank), self.sheet.wanted[self.place + rank])
+
+    def seen(self, rank: int) -> Scene:
+        """The scene that workload `place + rank` finds."""
+        if not rank:
+            return self.scene
+        old, last, version = self.scene, self.scene.last, self.scene.version.copy()
+        for row in self.guesses[:rank]:
+            if row is not None:
+                last = row
+                version[row] += 1
+        used = old.roster.capacity - self.room[rank].T
+        exit_in_s = self.exit_in_s[rank].copy()
+        return Scene(old.roster, used, old.status, old.open, old.age_s, exit_in_s, last, version, old.reach)
 
     def mean(self) -> Floats:
-        """[N] of the fractions in use."""
-        found: Floats = np.add.reduce(self.after)
+        """[B, N] of the fractions in use."""
+        found: Floats = np.add.reduce(self.after, axis=1)
         found *= 0.25
         return found
 
     def loose(self) -> Floats:
-        """[N] mean square of the fractions left."""
+        """[B, N] mean square of the fractions left."""
         if self._loose is None:
             left = 1.0 - self.after
             left *= left
-            self._loose = np.add.reduce(left)
+            self._loose = np.add.reduce(left, axis=1)
             self._loose *= 0.25
         return self._loose
 
     def by_rule(self, tuned: Tuned) -> Floats:
-        """[N + 1] the rule's scores, as `rules.policy` has them."""
-        sheet, wanted = self.sheet, self.wanted
-        found = np.empty(len(self.mask))
-        nodes = found[:-1]
-        np.subtract(self._blind(tuned), sheet.priced(tuned.knobs.money)[self.place], out=nodes)
-        found[-1] = NEVER_DEFER
-        demand = float(sheet.demand[self.place, 0, 0])
-        spare = (self.cpu_free - demand) / max(sheet.roster.cpu, 1.0)
-        if spare < tuned.knobs.reserve * (2 - wanted.priority) / 2.0:
-            nodes += 2 * NEVER_DEFER
-        else:
-            kept = sheet.aged(tuned)
-            if self._left is None:
-                self._left = self.free[0] - demand
-            if np.minimum.reduce(self._left) < (kept if isinstance(kept, float) else kept.max()):
-                nodes += np.where(self._left < kept, 2 * NEVER_DEFER, 0.0)
+        """[B, N + 1] the rule's scores, as `rules.policy` has them."""
+        sheet, part = self.sheet, self.part
+        found = np.empty(self.mask.shape)
+        nodes = found[:, :-1]
+        np.subtract(self._blind(tuned), sheet.priced(tuned.knobs.money)[part], out=nodes)
+        found[:, -1] = NEVER_DEFER
+        demand = sheet.demand[part, 0]  # [B, 1]
+        spare = (self.cpu_free - demand[:, 0]) / max(sheet.roster.cpu, 1.0)
+        short = spare < tuned.knobs.reserve * sheet.low[part] / 2.0
+        kept = sheet.aged(tuned)
+        if self._left is None:
+            self._left = self.free[:, 0] - demand
+        if np.logical_or.reduce(short):
+            nodes[short] += 2 * NEVER_DEFER
+        if np.minimum.reduce(self._left, axis=None) < (kept if isinstance(kept, float) else kept.max()):
+            aged = self._left < kept
+            aged[short] = False
+            nodes += np.where(aged, 2 * NEVER_DEFER, 0.0)
         return found
 
     def _blind(self, tuned: Tuned) -> Floats:
-        """[N] the rule's scores without knobs: rules that differ by these alone share them."""
+        """[B, N] the rule's scores without knobs: rules that differ by these alone share them."""
         kind = tuned.room, tuned.local
         if self._shared is None or self._shared[0] != kind:
             found = _ROOMS[tuned.room](self)
             if tuned.local:
-                found += self.sheet.nearness[self.place]
+                found += self.sheet.nearness[self.part]
             self._shared = kind, found
         return self._shared[1]
 
     def fill(self) -> Singles:
-        """[F + 1, N] the network's rows of this decision, but for the gap. They are the sheet's: for one use."""
+        """[B, F + 1, N] the network's rows, but for the gap. They are the sheet's, and hold until a workload is
+        looked at again."""
         sheet, roster = self.sheet, self.sheet.roster
-        rows: Singles = sheet.inputs[self.place]
-        room = np.empty((7, len(self.mask) - 1))
-        room[:4] = self.after
-        np.maximum.reduce(self.after, axis=0, out=room[4])
-        room[5] = self.loose()
-        apart = room[6]  # σ² of the fractions left, which is that of those in use
+        rows: Singles = sheet.inputs[self.part]
+        room = np.empty((len(rows), 7, len(roster.names)))
+        room[:, :4] = self.after
+        np.maximum.reduce(self.after, axis=1, out=room[:, 4])
+        room[:, 5] = self.loose()
+        apart = room[:, 6]  # σ² of the fractions left, which is that of those in use
         np.subtract(1.0, self.mean(), out=apart)
         apart *= apart
-        np.subtract(room[5], apart, out=apart)
+        np.subtract(room[:, 5], apart, out=apart)
         np.maximum(apart, 0.0, out=apart)
         np.sqrt(apart, out=apart)
-        np.minimum(room, learned.FEATURE_MAX, out=rows[:7], casting="same_kind")
-        extends = self.wanted.predicted_s - self.scene.exit_in_s
+        np.minimum(room, learned.FEATURE_MAX, out=rows[:, :7], casting="same_kind")
+        extends = sheet.predicted[self.part] - self.exit_in_s
         np.maximum(extends, 0.0, out=extends)
         extends /= 600.0
         np.log1p(extends, out=extends)
-        np.multiply(extends, 0.25, out=rows[_EXTENDS], casting="same_kind")
-        rows[_EMPTY] = self.free[0] >= roster.divisor[0]
-        rows[_FEASIBLE] = self.mask[:-1]
+        np.multiply(extends, 0.25, out=rows[:, _EXTENDS], casting="same_kind")
+        rows[:, _EMPTY] = self.free[:, 0] >= roster.divisor[0]
+        rows[:, _FEASIBLE] = self.mask[:, :-1]
         if not roster.whole:
-            rows[_DYNAMIC] *= roster.present
+            rows[:, _DYNAMIC] *= roster.present
         return rows
 
-    def context(self, defer_gap: float) -> Singles:
-        """[C + 1] in the order of `learned.CONTEXT`, and a one for the biases."""
-        slack, queue, priority, low, best_effort, batch, sensitive, long, worth = self.sheet.facts[self.place]
-        full = 1.0 - self.cpu_free / max(self.sheet.roster.cpu, 1.0)
-        free = max(float(self.free[0] @ self.mask[:-1]), 1.0)
-        share = min(float(self.sheet.demand[self.place, 0, 0]) / free, 1.0)
-        return np.array(
-            [
-                1.0, slack, queue, priority, full, full * low, defer_gap, float(self.mask[-1]),
-                best_effort, batch, sensitive, long, worth, share, 1.0,
-            ],
-            dtype=np.float32,
-        )  # fmt: skip
-
-
-def _facts(one: Wanted) -> tuple[float, ...]:
-    most = learned.FEATURE_MAX
-    return (
-        min(math.log1p(max(one.slack_s, 0.0) / 60.0) / 5.0, most),
-        min(math.log1p(one.queued) / 5.0, most),
-        one.priority / 2.0,
-        (2 - one.priority) / 2.0,
-        *(float(one.priority == priority) for priority in range(3)),
-        min(math.log1p(one.predicted_s / 60.0) / 8.0, most),
-        min(math.log1p(max(one.worth, 0.0) * 10.0) / 3.0, most),
-    )
+    def context(self, defer_gap: Floats) -> Singles:
+        """[B, C + 1] in the order of `learned.CONTEXT`, and a one for the biases; `defer_gap` [B]."""
+        sheet = self.sheet
+        found = sheet.facts[self.part].copy()
+        full = 1.0 - self.cpu_free / max(sheet.roster.cpu, 1.0)
+        free = np.add.reduce(self.free[:, 0] * self.mask[:, :-1], axis=1)
+        found[:, _FULL] = full
+        found[:, _FULL + 1] = full * (sheet.low[self.part] / 2.0)
+        found[:, _FULL + 2] = defer_gap
+        found[:, _FULL + 3] = self.mask[:, -1]
+        found[:, -2] = np.minimum(sheet.demand[self.part, 0, 0] / np.maximum(free, 1.0), 1.0)
+        return found
 
 
 def _emptiest(standing: Standing) -> Floats:
@@ -307,4 +375,14 @@ _ROOMS = {"best-fit-l1": Standing.mean, "best-fit-l2": _tightest, "worst-fit": _
 _EXTENDS, _EMPTY, _FEASIBLE = _ROW["extends"], _ROW["empty"], _ROW["feasible"]
 _STATIC = [_ROW[name] for name in ("demand-cpu", "size", "local", "wan", "energy", "late", "age")]
 _DYNAMIC = [*range(7), _EXTENDS, _EMPTY, _FEASIBLE]
+_FULL = learned.CONTEXT.index("defer-full")
+_KIND, _LONG = learned.CONTEXT.index("best-effort"), learned.CONTEXT.index("log-predicted")
+_PRIORITIES = np.arange(3.0)
+_INTO = np.array(
+    [1 / 60.0, 1.0, 1.0, 1 / 60.0, 10.0]
+)  # of slack, queue, priority, run and worth before log1p
+_OUT_OF = np.array([1 / 5.0, 1 / 5.0, 1.0, 1 / 8.0, 1 / 3.0])  # and after
+assert learned.CONTEXT[1:4] == ("defer-slack", "defer-queue", "defer-priority")
+assert learned.CONTEXT[_FULL:][1:4] == ("defer-reserve", "defer-gap", "defer-allowed")
+assert learned.CONTEXT[-1] == "share"
 assert [learned.NODE.index(name) for name in ("filled-max", "filled-l2", "unbalanced")] == [4, 5, 6]

@@ -144,7 +144,7 @@ class FleetState:
         for at, part in self._entries(workload):
             if at == row:
                 free += part
-        if not bool((free >= demand).all()):
+        if not np.logical_and.reduce(free >= demand):
             return False
         if known:
             self.release(workload)
@@ -157,6 +157,10 @@ class FleetState:
             heappush(self._ends, (until_ms, workload))
         self._last = row
         return True
+
+    def knows(self, workload: str) -> bool:
+        """Whether it is held here or listed by a description."""
+        return workload in self._held or workload in self._own
 
     def count(self, workload: str, row: int, demand: Ints, *, ends_ms: int) -> None:
         """Counts what is promised elsewhere already, whether it fits or not."""

@@ -6,7 +6,7 @@ a request count for that request alone; of them only promises are remembered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -17,6 +17,7 @@ from dwcp.allocation.decide import by_name, rule_named
 from dwcp.allocation.fleet import FleetMalformed, fleet_of, quantities
 from dwcp.allocation.heuristics import DEFAULT, HEURISTICS, draws
 from dwcp.allocation.reservations import Reservations
+from dwcp.allocation.serving.ahead import Ahead
 from dwcp.allocation.serving.chain import FAULTS, Decision, Fallback, Rule, Served, decide
 from dwcp.allocation.serving.day import Day
 from dwcp.allocation.serving.explain import candidates, explanation, why
@@ -133,19 +134,20 @@ class Desk:
         wanted = [self._checked(item) for item in asked.items]
         order = sorted(range(len(wanted)), key=lambda place: -wanted[place].priority)
         answers: list[PlaceAnswer | None] = [None] * len(wanted)
-        decisions = []
+        decisions: list[Decision] = []
         sheet = self._sheet(fleet, [wanted[place] for place in order], now_ms)
         spent = Spent(started_ns, self._clock_ns(), self._scored_ns)
-        for rank, place in enumerate(order):
+        items = [asked.items[place] for place in order]
+        for decision, answer in self._in_turn(
+            fleet, items, sheet, deadline=deadline, now_ms=now_ms, name=asked.fleet
+        ):
+            place = order[len(decisions)]
             item = asked.items[place]
-            decision, answer = self._into(
-                fleet, item, (sheet, rank), deadline=deadline, now_ms=now_ms, name=asked.fleet
-            )
             if fleet is not self.fleet and answer.node:
                 self._reservations.reserve(item.workload, answer.node, item.demand, now_ms=now_ms)
             answers[place] = answer
             decisions.append(decision)
-        self._journal(decisions, [asked.items[place] for place in order])
+        self._journal(decisions, items)
         self.counting.batch(decisions, seconds=self._told_apart(spent), now_ms=now_ms)
         return api.BatchAnswer(answers=tuple(one for one in answers if one is not None), fleet=self.revision)
 
@@ -331,6 +333,79 @@ class Desk:
             self._answer(decision, identity=identity), node="", reason=reason
         )
 
+    def _in_turn(
+        self,
+        fleet: FleetState,
+        asked: Sequence[PlaceRequest],
+        sheet: Sheet,
+        *,
+        deadline: Deadline,
+        now_ms: int,
+        name: str,
+    ) -> Iterator[tuple[Decision, PlaceAnswer]]:
+        """The sheet's workloads one after the other, several at a time where they are ordinary."""
+        ahead = self._ahead(fleet, asked, sheet, now_ms)
+        rank = 0
+        while rank < len(asked):
+            sure = [] if ahead is None else self._decide_ahead(ahead, rank, fleet, deadline, now_ms=now_ms)
+            for decision in sure:
+                if decision.row is not None and not self._taken(fleet, asked[rank], decision, now_ms):
+                    self.counting.conflict(decision.scene.roster.sites[decision.row])
+                    break
+                identity = self.records.keep(decision, fleet=name, at_ms=self._clock.now_ms())
+                yield decision, self._answer(decision, identity=identity)
+                rank += 1
+            else:
+                if sure:
+                    continue
+            yield self._into(fleet, asked[rank], (sheet, rank), deadline=deadline, now_ms=now_ms, name=name)
+            rank += 1
+
+    def _ahead(
+        self, fleet: FleetState, asked: Sequence[PlaceRequest], sheet: Sheet, now_ms: int
+    ) -> Ahead | None:
+        """None where they are decided on one at a time: what each sees is not only what those before have taken."""
+        rule, model = self._rules[self.policy], self.stage.active
+        names = {one.workload for one in asked}
+        ordinary = (
+            1 < len(names) == len(asked)
+            and len(fleet)
+            and sheet.alike
+            and rule.tuned is not None
+            and model is not None
+            and self.stage.candidate is None
+            and not any(one.policy or fleet.knows(one.workload) for one in asked)
+        )
+        return Ahead(sheet, self._scene(fleet, "", now_ms), rule, model) if ordinary and model else None
+
+    def _decide_ahead(
+        self, ahead: Ahead, rank: int, fleet: FleetState, deadline: Deadline, *, now_ms: int
+    ) -> list[Decision]:
+        """Nothing where the model may not decide."""
+        started_ns = self._clock_ns()
+        model, why_not = self.stage.model_for("")
+        if model is None or why_not:
+            return []
+        found = ahead.decide(
+            rank,
+            self._scene(fleet, "", now_ms),
+            model=model,
+            left_s=deadline.left_s,
+            expect_s=self._expect_s,
+        )
+        took_ns = self._clock_ns() - started_ns
+        self._scored_ns += took_ns
+        for decision in found:
+            self._noted(decision, took_ns / 1e9 / len(found), deadline)
+        return found
+
+    def _noted(self, decision: Decision, took_s: float, deadline: Deadline) -> None:
+        """What a decision shows of the model, and of the time that the next will take."""
+        self._expect(took_s, decision)
+        late = decision.fallback == Fallback.TIMEOUT
+        self.stage.noted(decision, faulty=decision.fallback in FAULTS and not (late and deadline.missed))
+        deadline.missed = deadline.missed or late
+
     def _taken(self, fleet: FleetState, asked: PlaceRequest, decision: Decision, now_ms: int) -> bool:
         row = decision.row
         assert row is not None
@@ -373,10 +448,7 @@ class Desk:
         )
         took_ns = self._clock_ns() - started_ns
         self._scored_ns += took_ns
-        self._expect(took_ns / 1e9, decision)
-        late = decision.fallback == Fallback.TIMEOUT
-        self.stage.noted(decision, faulty=decision.fallback in FAULTS and not (late and deadline.missed))
-        deadline.missed = deadline.missed or late
+        self._noted(decision, took_ns / 1e9, deadline)
         return decision
 
     def _dry(self, scene: Scene, wanted: Wanted, policy: str, deadline: Deadline) -> Decision:

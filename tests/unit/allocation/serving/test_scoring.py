@@ -65,7 +65,7 @@ def test_it_bids_like_the_reference(linear: bool, seed: int, count: int) -> None
     nodes, wanted = scene(rng, count), workload(rng)
     view = view_of(nodes, wanted)
 
-    mine = Scorer(own).score(Sheet(nodes.roster, (wanted,), nodes.age_s).standing(0, nodes)).bids
+    mine = Scorer(own).score(Sheet(nodes.roster, (wanted,), nodes.age_s).standing(0, nodes)).bids[0]
     theirs = learned.scorer(own)(view, np)
 
     columns = np.append(
@@ -90,8 +90,8 @@ def test_a_batch_shares_and_changes_no_bit(seed: int, count: int) -> None:
         alone = Sheet(nodes.roster, (one,), nodes.age_s).standing(0, nodes)
         shared = together.standing(place, nodes)
         np.testing.assert_array_equal(scorer.score(shared).bids, scorer.score(alone).bids)
-        np.testing.assert_array_equal(shared.by_rule(apart), rule(view_of(nodes, one), np))
-        np.testing.assert_array_equal(shared.mask, mask_of(nodes, one))
+        np.testing.assert_array_equal(shared.by_rule(apart)[0], rule(view_of(nodes, one), np))
+        np.testing.assert_array_equal(shared.mask[0], mask_of(nodes, one))
         nodes.used[rng.integers(count)] += one.demand
 
 
@@ -106,7 +106,7 @@ def test_a_rule_in_parts_is_the_rule(name: str) -> None:
         nodes, wanted = scene(rng, 30), workload(rng)
         standing = Sheet(nodes.roster, (wanted,), nodes.age_s).standing(0, nodes)
         np.testing.assert_array_equal(
-            standing.by_rule(apart), policy(RULES[name], knobs)(view_of(nodes, wanted), np)
+            standing.by_rule(apart)[0], policy(RULES[name], knobs)(view_of(nodes, wanted), np)
         )
 
 

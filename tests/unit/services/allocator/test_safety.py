@@ -157,7 +157,7 @@ def test_a_late_model_does_not_make_the_answer_late() -> None:
     bench.ns.step = 6_000_000
     late = bench.desk.place(wanted("a", fleet=fleet))
     items = tuple(wanted(f"b{number}", cpu=10) for number in range(32))
-    bench.ns.step = 1_000_000
+    bench.ns.step = 4_000_000
     batch = bench.desk.batch(BatchRequest(items=items, fleet=fleet))
 
     assert (late.by, late.fallback, bool(late.node)) == ("rule", "timeout", True)
