@@ -46,9 +46,15 @@ sim: environment-dev  ## the simulator, SEEDS=0:200
 accept: environment-dev  ## the full fault matrix, up to an hour
 	$(PY) -m pytest -q -m accept --timeout 1200
 
-bench: environment-dev  ## the ledger beside etcd, the start of the platform, placement policies
+CORPUS ?= /usr/share
+
+bench: environment-dev  ## all that is measured, some hours alone on two cores; CORPUS: files for the selector
 	$(PY) benchmarks/bench_ledger.py --engine probft --nodes 4 --clients 64 --seconds 8 --pairs 5 --value-bytes 100 --json
 	$(PY) benchmarks/bench_up.py
+	$(PY) benchmarks/bench_selector.py --corpus $(CORPUS) --json
+	$(PY) benchmarks/bench_transfer.py --json
+	$(PY) benchmarks/bench_compression_api.py --json
+	$(PY) benchmarks/bench_serving.py --json
 	$(PY) benchmarks/bench_allocator.py --trace generated:g1 --seeds 3 --save g1
 
 soak: environment-dev  ## hours
