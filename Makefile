@@ -4,6 +4,7 @@ SHELL := /bin/sh
 PY := .venv/bin/python
 SEEDS ?= 0:200
 JOBS ?= 2
+CORPUS ?= /usr/share
 
 unexport PYTHONDONTWRITEBYTECODE  # with it each process that a test starts compiles all of dwcp again: 0.3 s
 
@@ -45,8 +46,6 @@ sim: environment-dev  ## the simulator, SEEDS=0:200
 
 accept: environment-dev  ## the full fault matrix, up to an hour
 	$(PY) -m pytest -q -m accept --timeout 1200
-
-CORPUS ?= /usr/share
 
 bench: environment-dev  ## all that is measured, some hours alone on two cores; CORPUS: files for the selector
 	$(PY) benchmarks/bench_ledger.py --engine probft --nodes 4 --clients 64 --seconds 8 --pairs 5 --value-bytes 100 --json
