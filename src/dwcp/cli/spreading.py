@@ -43,13 +43,19 @@ def spread(work: Work, given: Mapping[int, Files], *, ray: str) -> Iterator[Told
         return
     cluster = _joined(ray)
     try:
-        task = cluster.remote(num_cpus=1, max_retries=0)(work)
-        waiting = {task.remote(seed, dict(files)): seed for seed, files in given.items()}
+        task = cluster.remote(num_cpus=1, max_retries=0)(
+            one_seed
+        )  # Ray takes functions alone, `work` may be bound
+        waiting = {task.remote(work, seed, dict(files)): seed for seed, files in given.items()}
         while waiting:
             (done,), _ = cluster.wait(list(waiting), num_returns=1)
             yield _told(cluster, done, waiting.pop(done))
     finally:
         cluster.shutdown()
+
+
+def one_seed(work: Work, seed: int, files: Files) -> Told:
+    return work(seed, files)
 
 
 def _told(cluster: Any, done: Any, seed: int) -> Told:

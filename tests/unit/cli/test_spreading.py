@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -31,6 +36,45 @@ def test_a_missing_ray_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
         list(spread(doubled, GIVEN, ray=LOCAL))
 
 
+class Nearby(ModuleType):
+    """A Ray without machines: what its `remote` takes and its tasks answer, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__("ray")
+        self.exceptions = SimpleNamespace(RayError=RuntimeError)
+        self.joined: list[Any] = []
+
+    def init(self, address: str | None, **_more: Any) -> None:
+        self.joined.append(address)
+
+    def remote(self, **_more: Any) -> Callable[[Any], Any]:
+        def decorated(work: Any) -> Any:
+            if not inspect.isfunction(work):
+                raise TypeError("The @ray.remote decorator must be applied to either a function or a class.")
+            return SimpleNamespace(remote=lambda *given: functools.partial(work, *given))
+
+        return decorated
+
+    def wait(self, waiting: list[Any], *, num_returns: int) -> tuple[list[Any], list[Any]]:
+        return waiting[:num_returns], waiting[num_returns:]
+
+    def get(self, done: Any) -> Any:
+        return done()
+
+    def shutdown(self) -> None:
+        self.joined.append("left")
+
+
+def test_work_that_is_bound_to_its_settings_travels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: what `train` hands over is a function with its settings bound, which Ray itself does not take. Method: a
+    Ray of one process that is as strict; it is left afterwards."""
+    nearby = Nearby()
+    monkeypatch.setitem(sys.modules, "ray", nearby)
+
+    assert list(spread(functools.partial(doubled), GIVEN, ray=LOCAL)) == WANTED
+    assert nearby.joined == [None, "left"]
+
+
 @pytest.mark.process
 @pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("default")  # Ray's own
@@ -44,7 +88,7 @@ def test_through_ray_the_answers_are_the_same() -> None:
             raise ValueError("seed nine is unlucky")
         return Told(seed, {"twice": 2 * seed}, {**files, "new": b"%d" % seed})
 
-    found = sorted(spread(frail, {**GIVEN, 9: {}}, ray=LOCAL))
+    found = sorted(spread(functools.partial(frail), {**GIVEN, 9: {}}, ray=LOCAL))
     assert found[:2] == WANTED
     assert found[2].seed == 9
     assert "unlucky" in found[2].fault
