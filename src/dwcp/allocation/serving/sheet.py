@@ -209,14 +209,15 @@ class Standing:
         self.part = slice(place, place + 1 + len(guesses))
         self.exit_in_s: Floats = scene.exit_in_s[None]  # [B, N]
         self.room: Ints = (roster.lines - scene.used.T)[None]  # [B, R, N]; below 0 where a node is overfull
-        if guesses:
-            self._suppose()
+        if any(row is not None for row in guesses):
+            self._suppose()  # else all find the same: one stands for B
         self.mask: Bools = self._feasible()  # [B, N + 1]
         self.free: Floats = np.maximum(self.room, 0).astype(np.float64)  # [B, R, N]
         if not np.logical_and.reduce(scene.open):
             self.free *= scene.open
-        self.after: Floats = roster.across - self.free  # [B, R, N] fractions in use after the placement
-        self.after += sheet.demand[self.part]
+        self.after: Floats = (roster.across - self.free) + sheet.demand[
+            self.part
+        ]  # [B, R, N] in use after it
         self.after /= roster.divisor
         if not roster.full:
             self.after *= roster.across > 0
@@ -229,14 +230,8 @@ class Standing:
 
     def _suppose(self) -> None:
         sheet, count = self.sheet, len(self.guesses) + 1
-        shapes = (count, *self.room.shape[1:]), (count, self.exit_in_s.shape[1])
-        self.room, self.exit_in_s = (
-            np.broadcast_to(self.room, shapes[0]),
-            np.broadcast_to(self.exit_in_s, shapes[1]),
-        )
-        if not any(row is not None for row in self.guesses):
-            return
-        self.room, self.exit_in_s = self.room.copy(), self.exit_in_s.copy()
+        self.room = np.repeat(self.room, count, axis=0)
+        self.exit_in_s = np.repeat(self.exit_in_s, count, axis=0)
         for rank, row in enumerate(self.guesses):
             if row is not None:
                 one = sheet.wanted[self.place + rank]
@@ -246,7 +241,7 @@ class Standing:
 
     def _feasible(self) -> Bools:
         sheet, scene, part, room = self.sheet, self.scene, self.part, self.room
-        found = np.empty((len(room), room.shape[2] + 1), dtype=np.bool_)
+        found = np.empty((len(self.guesses) + 1, room.shape[2] + 1), dtype=np.bool_)
         nodes = found[:, :-1]
         np.logical_and.reduce(room >= sheet.amount[part], axis=1, out=nodes)
         nodes &= scene.open
@@ -271,8 +266,9 @@ class Standing:
             if row is not None:
                 last = row
                 version[row] += 1
-        used = old.roster.capacity - self.room[rank].T
-        exit_in_s = self.exit_in_s[rank].copy()
+        own = min(rank, len(self.room) - 1)
+        used = old.roster.capacity - self.room[own].T
+        exit_in_s = self.exit_in_s[own].copy()
         return Scene(old.roster, used, old.status, old.open, old.age_s, exit_in_s, last, version, old.reach)
 
     def mean(self) -> Floats:
