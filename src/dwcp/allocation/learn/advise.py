@@ -134,13 +134,26 @@ def recommend(costs: dict[str, Floats], epsilon: float, *, block: int) -> Advice
         rows.append(Row(name, means[name], difference, low, high))
     allowed = epsilon * abs(means[cheapest])
     chosen = next(row for row in rows if row.name == cheapest or row.high <= allowed)
-    sentence = (
-        f"use {chosen.name}: it costs {chosen.cost:.2f} $ per window"
-        if chosen.name == cheapest
-        else f"use {chosen.name}: it costs at most {chosen.high / abs(means[cheapest]):.1%} more than {cheapest}, "
-        f"which is not worth its complexity below {epsilon:.1%}"
+    return Advice(chosen.name, tuple(rows), _sentence(chosen, rows, means[cheapest], epsilon))
+
+
+def _sentence(chosen: Row, rows: list[Row], cheapest: float, epsilon: float) -> str:
+    """What to use, and whether the windows show it."""
+    if chosen.difference > 0:
+        best = min(rows, key=lambda row: row.cost).name
+        return (
+            f"use {chosen.name}: it costs at most {chosen.high / abs(cheapest):.1%} more than {best}, "
+            f"which is not worth its complexity below {epsilon:.1%}"
+        )
+    simpler = rows[: rows.index(chosen)]
+    ties = [f"{row.name} (by {row.low:+.2f} to {row.high:+.2f} $)" for row in simpler if row.low <= 0]
+    said = f"use {chosen.name}: it costs {chosen.cost:.2f} $ per window"
+    if not ties:
+        return said
+    return (
+        f"{said}; but these windows do not show that it is cheaper than {', '.join(ties)}, which is simpler: "
+        "compare on more --windows before you decide"
     )
-    return Advice(chosen.name, tuple(rows), sentence)
 
 
 def _courses(records: Records, plan: Plan) -> tuple[Course, Course, Course]:

@@ -44,6 +44,8 @@ def test_uncertainty_is_no_saving_and_no_safety() -> None:
     noisy = advise.recommend(costs(1.0, 1.0, 0.0, spread=30.0), 0.02, block=3)
 
     assert noisy.choice == min(noisy.rows, key=lambda row: row.cost).name
+    assert "do not show" in noisy.sentence
+    assert "do not show" not in advise.recommend(costs(9.0, 8.0, 0.0), 0.02, block=3).sentence
 
 
 def test_parts_of_a_trace_become_one() -> None:
