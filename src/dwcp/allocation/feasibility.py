@@ -56,7 +56,7 @@ def choose_column(scores: Floats, mask: Bools) -> int:
 
 def reasons(fleet: Fleet, demand: Ints, row: int, *, site: str = "") -> tuple[Mask, ...]:
     """Everything that keeps the workload from node `row`; empty exactly where `feasible` is true."""
-    free = fleet.free[row]
+    free = fleet.capacity[row] - fleet.used[row]
     short = tuple(
         Mask(reason=name, needed=int(demand[column]), free=max(0, int(free[column])))
         for column, name in enumerate(RESOURCES)

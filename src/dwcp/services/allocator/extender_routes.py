@@ -119,7 +119,8 @@ def _judged(desk: Desk, args: Json, names: list[str], items: dict[str, Json] | N
     pod = _field(args, "Pod")
     if not isinstance(pod, Mapping):
         raise ExtenderMalformed("Pod is missing")
-    known = {node.name: node for node in desk.fleet.nodes() if node.name in set(names)}
+    asked_for = set(names)
+    known = {node.name for node in desk.fleet.nodes() if node.name in asked_for}
     described = {name: _state(name, items[name]) for name in names if items is not None and name not in known}
     demand = pod_demand(pod)
     meta = _part(pod, "metadata")
