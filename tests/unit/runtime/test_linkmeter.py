@@ -12,13 +12,21 @@ from dwcp.runtime.linkmeter import LinkMeter, read_account
 
 
 class Told(socket.socket):
-    """A connection whose account a test tells: (bytes acknowledged, µs busy)."""
+    """A connection whose account a test tells: (bytes acknowledged, µs busy), and what is under way."""
 
     account = (0, 0)
+    flying_bytes = 1 << 20  # unless a test says so the link is what it waits for
+    unsent_bytes = 0
+    rtt_min_us = 200
+    threshold = 0x7FFFFFFF
 
     def getsockopt(self, *_: int) -> bytes:  # type: ignore[override]
         info = bytearray(192)
+        struct.pack_into("=I", info, 16, 1024)
+        struct.pack_into("=I", info, 24, self.flying_bytes // 1024)
+        struct.pack_into("=I", info, 76, self.threshold)
         struct.pack_into("=Q", info, 120, self.account[0])
+        struct.pack_into("=II", info, 144, self.unsent_bytes, self.rtt_min_us)
         struct.pack_into("=Q", info, 168, self.account[1])
         return bytes(info)
 
@@ -52,6 +60,61 @@ def test_small_questions_do_not_make_a_link_slow() -> None:
         connection.account = (8 * 1024 + 10_000_000, 320_000 + 1_000_000)
 
         assert meter.rate_bps == pytest.approx(80e6)
+
+
+def test_what_is_slow_for_our_sake_never_lowers_the_belief() -> None:
+    """Goal: a burst whose last acknowledgement is late, and a window that grows, say nothing against a link.
+    Method: 256 KiB in 100 ms, nothing on its way between; then as much in each of ten round trips of 20 ms,
+    with bytes that wait for a window without bound; both slower than the first guess."""
+    now = [0.0]
+    meter = LinkMeter(clock=lambda: now[0], first_bps=100e6)
+    with Told() as connection:
+        connection.flying_bytes = 0
+        meter.watch(connection)
+        for step in range(1, 9):
+            now[0] += 0.1
+            connection.account = (step << 18, step * 100_000)
+            assert meter.rate_bps == 100e6
+
+        connection.rtt_min_us, connection.flying_bytes, connection.unsent_bytes = 20_000, 1 << 16, 1 << 20
+        for step in range(1, 11):
+            now[0] += 0.02
+            connection.account = ((8 << 18) + (step << 16), 800_000 + step * 20_000)
+            assert meter.rate_bps == 100e6
+
+
+def test_a_window_that_met_its_limit_tells_the_rate() -> None:
+    """Goal: a link with a short queue is known too. Method: the same window, but bounded and never without bytes
+    that wait for it."""
+    now = [0.0]
+    meter = LinkMeter(clock=lambda: now[0], first_bps=100e6)
+    with Told() as connection:
+        connection.rtt_min_us, connection.flying_bytes, connection.unsent_bytes = 20_000, 1 << 16, 1 << 20
+        connection.threshold = 45
+        meter.watch(connection)
+        for step in range(1, 11):
+            now[0] += 0.02
+            connection.account = (step << 16, step * 20_000)
+            rate = meter.rate_bps
+
+    assert rate == pytest.approx((1 << 16) * 8 / 0.02)
+
+
+def test_a_burst_shows_what_a_link_gives_at_least() -> None:
+    """Goal: a belief that is too low is raised by what passed. Method: 1 MiB in 10 ms, nothing on its way after."""
+    now = [0.0]
+    meter = LinkMeter(clock=lambda: now[0], first_bps=100e6)
+    with Told() as connection:
+        connection.flying_bytes = 0
+        meter.watch(connection)
+        now[0] = 0.03
+        connection.account = (1 << 20, 10_000)
+
+        assert meter.rate_bps == pytest.approx((1 << 23) / 0.01)
+        now[0] = 0.06
+        connection.account = (1 << 21, 30_000)  # slower, for our sake
+
+        assert meter.rate_bps == pytest.approx((1 << 23) / 0.01)
 
 
 def test_connections_that_are_busy_at_once_share_the_link() -> None:
@@ -118,8 +181,18 @@ def test_a_push_waits_for_the_first_sample_and_no_longer() -> None:
         quiet.watch(silent)
         begun = now[0]
         asyncio.run(quiet.shown())
-        assert now[0] - begun < 1.0
+        assert 0.3 < now[0] - begun < 1.0
         assert quiet.rate_bps == 5e6
+        begun = now[0]
+        asyncio.run(quiet.shown())  # it was waited for already
+        assert now[0] - begun < 0.2
+
+        silent.flying_bytes = 0
+        idle = LinkMeter(clock=clock, first_bps=5e6)
+        idle.watch(silent)
+        begun = now[0]
+        asyncio.run(idle.shown())  # all that was sent is there
+        assert now[0] - begun < 0.25
     asyncio.run(LinkMeter(clock=clock).shown())
 
 
