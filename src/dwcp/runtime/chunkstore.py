@@ -49,6 +49,8 @@ from dwcp.runtime.durable import sync_path
 QUOTA_BYTES = 64 << 30
 RESERVE_BYTES = 64 << 20  # left free on the disk: journals may lie on it too
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_UNASKED_BYTES_MAX = 16 << 20  # may be written before the disk's room is asked for again,
+_SPARE_BYTES = 1 << 30  # where it had so much more than the reserve
 _TEMPORARY = "tmp"
 _SYNC_THREADS = 8
 _SYNC_SINGLY_MAX = 256  # more files than this are synced with their file system
@@ -84,6 +86,7 @@ class ChunkStore:
         self._refs: Counter[bytes] = Counter()  # committed manifests by chunk, whether it is here or lost
         self._holds: Counter[bytes] = Counter()
         self._bytes = 0
+        self._spare_bytes = self._unasked_bytes = 0  # beyond the reserve when it was asked for; written since
         self._folder = str(directory)
         self._folders: set[str] = set()  # of chunks, that are known to exist
         self._own = f"/{_TEMPORARY}/{secrets.token_hex(8)}-"  # with a number: a temporary file
@@ -140,7 +143,14 @@ class ChunkStore:
 
     def missing(self, plan: Iterable[Chunk]) -> list[Chunk]:
         """Those of the plan that are not here, in order."""
-        return [chunk for chunk in plan if not self.has(chunk.address)]
+        with self._lock:
+            held = self._chunks
+            unsure = [
+                chunk
+                for chunk in plan
+                if not ((found := held.get(chunk.address)) is not None and found.trusted)
+            ]
+        return [chunk for chunk in unsure if not self.has(chunk.address)]
 
     def get(self, name: bytes) -> bytes:
         """A chunk, its hash checked. Raises `ChunkMissing` or `ChunkDamaged`."""
@@ -382,9 +392,16 @@ class ChunkStore:
             raise QuotaExceeded(
                 f"the store {self.directory} may hold {self._quota_bytes} bytes and holds {self._bytes}"
             )
-        if self._free() < self._reserve_bytes + size:
-            self.sweep()
+        with self._lock:
+            self._unasked_bytes += size
+            if self._unasked_bytes <= min(_UNASKED_BYTES_MAX, self._spare_bytes - _SPARE_BYTES):
+                return
+            self._unasked_bytes = 0
         free = self._free()
+        if free < self._reserve_bytes + size:
+            self.sweep()
+            free = self._free()
+        self._spare_bytes = free - self._reserve_bytes
         if free < self._reserve_bytes + size:
             raise StoreFull(
                 f"the disk of {self.directory} has {free} bytes free, {self._reserve_bytes} are kept: "
@@ -393,7 +410,7 @@ class ChunkStore:
 
     def _free(self) -> int:
         with _sentences(self.directory):
-            status = os.statvfs(self.directory)
+            status = os.statvfs(self._folder)
         return status.f_bavail * status.f_frsize
 
     def _write_chunk(self, name: str, data: bytes | memoryview) -> None:

@@ -12,7 +12,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, Self, cast
 
 import httptools
 from uvicorn import Config
@@ -57,6 +57,25 @@ class Answer:
     status: int
     head: bytes
     content: bytes
+
+
+class _Pieces:
+    """A body on its way to the app, without the copies of uvicorn's bytearray: most often it is one piece."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def __iadd__(self, piece: bytes) -> Self:
+        self._pieces.append(piece)
+        self._size += len(piece)
+        return self
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self._pieces)
 
 
 class Site(Protocol):
@@ -225,6 +244,8 @@ class Connection(HttpToolsProtocol):
             self._asked[1].append(body)
             return
         self._body_bytes += len(body)
+        if not self.cycle.body:
+            self.cycle.body = cast("bytearray", _Pieces())
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -303,7 +324,7 @@ class Connection(HttpToolsProtocol):
         if cycle.waiting_for_100_continue:
             cycle.waiting_for_100_continue = False
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        held, cycle.body = cycle.body, bytearray()
+        held, cycle.body = bytes(cycle.body), bytearray()
         self._lent = True
         self.flow.read_paused = False  # from now on the block body pauses and resumes
         return BlockBody(self.transport, self, held=held, rest=rest, size=size)

@@ -27,7 +27,7 @@ from dwcp.runtime.linkmeter import LinkMeter
 SLICE_BYTES = 64 << 10
 _PACK_BYTES_FIRST = 256 << 10  # little is lost where the first guess of the rate is wrong
 _PACK_S_MAX = 16.0  # on the wire, were it sent raw
-_PACK_FAST_BPS = 400e6
+_PACK_FAST_BPS, _PACK_BYTES_FAST = 400e6, 2 << 20  # the processor's cache, and the cost of each pack
 _PACK_LEFT_SHARE = 4  # of what is left, so that the last packs end together
 _RECIPES_S, _RECIPES_BYTES_MIN = 0.05, 64 << 10  # a pack of recipes is sent in this time
 
@@ -107,7 +107,7 @@ class PackSizes:
         if recipes:
             return max(_RECIPES_BYTES_MIN, min(PACK_BYTES, int(rate_bps / 8 * _RECIPES_S)))
         most = (
-            PACK_BYTES
+            _PACK_BYTES_FAST
             if rate_bps > _PACK_FAST_BPS
             else min(PUSHED_BYTES_MOST, int(rate_bps / 8 * _PACK_S_MAX))
         )

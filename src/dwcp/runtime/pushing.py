@@ -5,7 +5,7 @@
     asker               which of a batch does the agent lack? some questions ahead, so that no round trip is waited for
     streams             packs of what it lacks, each stream on a connection of its own
 
-All queues are short, so the slowest stage sets the pace and memory is bounded: the sender has about 40 MiB of
+All queues are short, so the slowest stage sets the pace and memory is bounded: the sender has about 50 MiB of
 batches and, of packs of up to 4 MiB, three in each stream's hands and four before them (55 MiB), beside what the
 codecs take; the receiver has three packs for each stream (40 MiB). A codec is chosen for each
 pack at the link's rate of that moment. What has arrived is the agent's, whatever happens to us: the same
@@ -58,7 +58,7 @@ _GROUPS_LEFT = 4  # no group is larger than this part of what is left
 _GROUPS_AHEAD = 3
 _BUFFER_BYTES = 1 << 20  # of a file at once: what was read is still in a core's cache when it is hashed
 _SLICE_BYTES = 128 << 10
-_SLICE_BYTES_MAX = 1 << 20
+_SLICE_BYTES_MAX = 4 << 20  # a whole pack: a part of it would be copied
 _SLICE_S = 0.01
 _ANSWER_S_MAX = 120.0
 
@@ -288,9 +288,9 @@ class _Push:
                     return
                 recalls = await ahead[0][1]
                 group, _ = ahead.popleft()
-                batches = self.reader.batches(group, recalls)
-                while batch := await asyncio.to_thread(next, batches, None):
-                    yield batch, recalls
+                async with contextlib.aclosing(_ahead(self.reader.batches(group, recalls))) as batches:
+                    async for batch in batches:
+                        yield batch, recalls
         finally:
             for _group, question in ahead:
                 question.cancel()
@@ -423,6 +423,18 @@ class _Push:
         """Small where others share a slow link, large where each write's own cost shows."""
         rate = min(self._meter.rate_bps, self._road.pacer.rate_bps)
         return max(_SLICE_BYTES, min(_SLICE_BYTES_MAX, int(rate / 8 * _SLICE_S)))
+
+
+async def _ahead(batches: Iterator[Batch]) -> AsyncGenerator[Batch]:
+    """The batches, each read in a thread while the one before it is asked for and packed."""
+    coming = asyncio.ensure_future(asyncio.to_thread(next, batches, None))
+    try:
+        while (batch := await coming) is not None:
+            coming = asyncio.ensure_future(asyncio.to_thread(next, batches, None))
+            yield batch
+    finally:
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
 
 
 def _is_said(pack: Sequence[Part]) -> bool:

@@ -209,6 +209,37 @@ def test_the_reserve_of_the_disk_is_kept(tmp_path: Path) -> None:
     assert list((store.directory / "tmp").iterdir()) == []
 
 
+class Asked(ChunkStore):
+    """A store that counts how often it asks a disk whose room a test tells."""
+
+    free = 10 << 30
+    asked = 0
+
+    def _free(self) -> int:
+        self.asked += 1
+        return self.free
+
+
+def test_the_room_of_a_disk_is_asked_for_now_and_then(tmp_path: Path) -> None:
+    """Goal: no question for each chunk where there is plenty, and none too late. Method: 32 MiB in chunks of
+    256 KiB on a disk of 10 GiB; then somebody else fills it but for the reserve, and 16 MiB come."""
+    store = Asked.open(tmp_path, reserve_bytes=1 << 20)
+    assert isinstance(store, Asked)
+    _put(store, range(128))
+    assert store.asked == 2
+
+    store.free = 1 << 20
+    with pytest.raises(StoreFull, match="bytes free"):
+        _put(store, range(1000, 1066))
+
+
+def _put(store: ChunkStore, numbers: range) -> None:
+    """A chunk of 256 KiB for each."""
+    for number in numbers:
+        data = number.to_bytes(4, "big") * (64 << 10)
+        store.put(address(data), data)
+
+
 @pytest.mark.needs_root
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk: run as root")
 def test_a_full_disk_is_a_sentence_and_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_packs_grow_where_the_link_waits_for_them_and_shrink_at_the_end() -> Non
 def test_the_link_bounds_a_pack() -> None:
     """Goal: what breaks off is soon sent again, and fast links get small packs. Method: a slow link, a fast one."""
     assert max(_sizes(1 << 30, [1e6] * 20)) <= 1e6 / 8 * 16
-    assert set(_sizes(1 << 30, [1e9] * 20)[1:]) == {MIB}
+    assert max(_sizes(1 << 30, [1e9] * 20)) == 2 * MIB
 
 
 def test_packs_of_recipes_are_small() -> None:
