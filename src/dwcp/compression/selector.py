@@ -35,6 +35,7 @@ _DRIFT_RATE = 0.05
 _DRIFT_MAX = math.log(4)
 _SCALE_NOISE = 0.3
 _RATE_MAX = 1e12
+_SOONEST = Goal()
 
 
 class Tier(Enum):
@@ -127,6 +128,9 @@ class Selector:
         self.typical = self.bank.logs.mean(axis=0)
         deviations = self.bank.logs - self.typical
         self.typical_spread = Spread(deviations.T @ deviations / len(deviations) + 1e-6 * np.eye(VALUES), 0.8)
+        self._belief = Belief(np.zeros(VALUES), model.spread.sigma)  # of a block without a stream
+        self._typical_belief = Belief(np.zeros(VALUES), self.typical_spread.sigma)
+        self._slower = CAREFUL * np.sqrt(np.maximum(model.spread.sigma.diagonal()[PACK], 0.0))
         self._cells: dict[tuple[object, ...], Cell] = {}
 
     def cell(self, *, size: int, link: Link, mode: Mode = Mode.BULK) -> Cell:
@@ -175,7 +179,7 @@ class Selector:
         vector = features.extract(raw, total_bytes=block)
         strange = self.model.strange(vector)
         logs = self.typical if strange else self.model.predict(vector)
-        belief = Belief(np.zeros(VALUES), (self.typical_spread if strange else self.model.spread).sigma)
+        belief = self._typical_belief if strange else self._belief
         reason = (
             "far from all training data: typical data was assumed" if strange else "predicted from a sample"
         )
@@ -195,13 +199,16 @@ class Selector:
         """The choice under `logs` corrected by `belief`: the table's, unless another beats it clearly."""
         table = cell.place
         here = logs + belief.mean + self.scale
-        careful = costs_predicted.careful(here, belief.covariance, sds=CAREFUL)
-        both = costs_predicted.stages_of(
-            np.concatenate((here, careful)).reshape(2, VALUES), size, link=terms.link
-        )
+        rows = np.empty((2, VALUES))
+        rows[0] = rows[1] = here
+        if belief is self._belief:
+            rows[1, PACK] += self._slower
+        else:
+            rows[1] = costs_predicted.careful(here, belief.covariance, sds=CAREFUL)
+        both = costs_predicted.stages_of(rows, size, link=terms.link)
         (seconds, _), (scored, doubtful) = terms.score(both)
         prospect = Prospect(size, terms, here, belief.covariance, both.row(0), scored, table)
-        if terms.goal != Goal() or not np.isfinite(scored[table]):
+        if terms.goal != _SOONEST or not math.isfinite(scored[table]):
             place = int(scored.argmin())
         else:
             doubtful[table] = scored[table]

@@ -34,6 +34,7 @@ HANDSHAKE_SECONDS_MAX = 10.0
 IDLE_SECONDS_MAX = 75
 CONNECTIONS_MAX = 512
 JOINED_BYTES_MAX = 16_384
+_KNOWN_HEAD_BYTES_MAX = 2_048
 _FAILED = (
     b"content-type: text/plain; charset=utf-8\r\ncontent-length: 21\r\nconnection: close\r\n\r\n"
     b"Internal Server Error"
@@ -43,11 +44,12 @@ _FAILED = (
 @dataclass(frozen=True, slots=True)
 class AtOnce:
     """A POST whose answer is a short calculation: given in the moment its last byte is read, without a task. `answer`
-    takes the headers, names in small letters, and the body; it gives JSON and raises what the app would."""
+    takes the scope, names of headers in small letters, and the body; it gives JSON and raises what the app would.
+    Requests with equal heads on one connection may come with one scope: it may keep there what it made of the head."""
 
     path: str
     body_bytes_max: int
-    answer: Callable[[RawHeaders, bytes], bytes]
+    answer: Callable[[Scope, bytes], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,17 @@ class _Pieces:
 
     def __bytes__(self) -> bytes:
         return b"".join(self._pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A question that was answered at once, as it came: equal bytes between two requests say the same again, so that
+    they need not be parsed. `size`: bytes of head and body."""
+
+    head: bytes
+    size: int
+    found: AtOnce
+    scope: Scope
 
 
 class Site(Protocol):
@@ -190,6 +203,11 @@ class Connection(HttpToolsProtocol):
         self._lent = False
         self._turn_taken = False  # one answer at once for each read: others have a turn too
         self._asked: tuple[AtOnce, list[bytes]] | None = None  # to be answered at once, and its body so far
+        self._between = True  # two requests: nothing of the next one has come
+        self._known: _Known | None = None
+        self._told: tuple[AtOnce, int] | None = (
+            None  # what this read had answered at once, and its body's bytes
+        )
         self._patience = Patience(loop, self._late)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -204,7 +222,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._patience.end()
-        self._asked = None
+        self._asked = self._known = None
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
@@ -214,8 +232,16 @@ class Connection(HttpToolsProtocol):
         super().shutdown()
 
     def data_received(self, data: bytes) -> None:
+        known = self._known
+        if known is not None and len(data) == known.size and data.startswith(known.head) and self._idle():
+            self._answer(known.found, known.scope, data[len(known.head) :])
+            return
+        whole = self._between
         self._began = self._turn_taken = False
+        self._told = None
         super().data_received(data)
+        if whole and self._between:
+            self._know(data)
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
@@ -225,6 +251,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._in_head = self._began = True
+        self._between = False
         self._head_bytes = 0
         self._body_bytes = 0
         super().on_message_begin()
@@ -249,10 +276,14 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._between = True
         if self._asked is not None:
-            found, body = self._asked
-            self._asked = None
-            self._answer(found, b"".join(body))
+            (found, pieces), self._asked = self._asked, None
+            body = b"".join(pieces)
+            self._told = found, len(body)
+            scope = cast("Scope", self.scope)
+            scope["method"], scope["path"] = "POST", found.path
+            self._answer(found, scope, body)
             return
         super().on_message_complete()
 
@@ -281,16 +312,33 @@ class Connection(HttpToolsProtocol):
             and parser.should_keep_alive()
             and not parser.should_upgrade()
             and not self.expect_100_continue
-            and not self.pipeline
-            and (self.cycle is None or self.cycle.response_complete)
-            and not self.flow.write_paused
-            and len(self.connections) < CONNECTIONS_MAX
+            and self._free()
             and 0 < _announced(self.headers) <= found.body_bytes_max
         )
 
-    def _answer(self, found: AtOnce, body: bytes) -> None:
-        scope = cast("Scope", self.scope)
-        scope["method"], scope["path"] = "POST", found.path
+    def _free(self) -> bool:
+        """Whether nobody else's answer is due before this one's."""
+        return (
+            not self.pipeline
+            and (self.cycle is None or self.cycle.response_complete)
+            and not self.flow.write_paused
+            and len(self.connections) < CONNECTIONS_MAX
+        )
+
+    def _idle(self) -> bool:
+        return self._between and self._free() and not self.transport.is_closing()
+
+    def _know(self, data: bytes) -> None:
+        """Keeps the head of the one request that `data` is, where that was answered at once. Where anything else is in
+        it, the head's end says so."""
+        if self._told is None:
+            return
+        found, body_bytes = self._told
+        size = len(data) - body_bytes
+        if size <= _KNOWN_HEAD_BYTES_MAX and data.find(b"\r\n\r\n") == size - 4:
+            self._known = _Known(data[:size], len(data), found, cast("Scope", self.scope))
+
+    def _answer(self, found: AtOnce, scope: Scope, body: bytes) -> None:
         try:
             answer = self._site.answer_at_once(found, scope, body)
         except Exception as exc:

@@ -38,6 +38,7 @@ from dwcp.runtime.tokens import Role, TokenBook
 BODY_BYTES_MAX = 2_097_152
 _TOO_LARGE = f"a request body may have {BODY_BYTES_MAX} bytes"
 _JSON_HEAD = b"content-type: application/json\r\ncontent-length: %d\r\n"
+_HOLDER = "dwcp.holder"  # key in a scope: the token book and whose its token is
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -296,7 +297,7 @@ class Gate:
         started = time.perf_counter()
         status = 0
         try:
-            content = found.answer(scope["headers"], body)
+            content = found.answer(scope, body)
             status = 200
             return Answer(status, _JSON_HEAD % len(content), content)
         except Refusal as exc:
@@ -316,15 +317,22 @@ class Gate:
             return of_certificate(peer)
         for name, value in scope["headers"]:
             if name == b"authorization":
-                return self._holder(value)
+                return self._holder(value, scope)
         return ANONYMOUS
 
-    def _holder(self, header: bytes) -> Principal | None:
-        scheme, _, presented = header.decode("latin-1").partition(" ")
-        if scheme.lower() != "bearer" or self._tokens is None:
+    def _holder(self, header: bytes, scope: Scope) -> Principal | None:
+        """Once for a scope, unless the book has changed: a revocation acts on connections that are open too."""
+        if self._tokens is None:
             return None
-        token = self._tokens.find(presented.strip())
-        return Principal(token.name, "person", token.role) if token else None
+        book = self._tokens.current()
+        known: tuple[object, Principal | None] | None = scope.get(_HOLDER)
+        if known is not None and known[0] is book:
+            return known[1]
+        scheme, _, presented = header.decode("latin-1").partition(" ")
+        token = self._tokens.find(presented.strip()) if scheme.lower() == "bearer" else None
+        found = Principal(token.name, "person", token.role) if token else None
+        scope[_HOLDER] = (book, found)
+        return found
 
     def _refuse(self, scope: Scope, caller: Principal | None) -> Response | None:
         if caller is None:

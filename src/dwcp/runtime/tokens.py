@@ -53,14 +53,17 @@ class TokenBook:
         """The entry that this token belongs to, or None. An unreadable book knows nobody."""
         digest = _digest(presented)
         found = None
-        try:
-            tokens = self.tokens()
-        except KeyUnusable:  # said to whoever manages tokens; a stranger with a guess learns nothing
-            return None
-        for token in tokens:
+        for token in self.current():
             if hmac.compare_digest(token.blake3, digest):
                 found = token
         return found
+
+    def current(self) -> tuple[Token, ...]:
+        """The known tokens, the same object as long as the file is the same; none where it cannot be read."""
+        try:
+            return self.tokens()
+        except KeyUnusable:  # said to whoever manages tokens; a stranger with a guess learns nothing
+            return ()
 
     def tokens(self) -> tuple[Token, ...]:
         try:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from uvicorn import Config
 from uvicorn.server import ServerState
 
@@ -17,10 +20,10 @@ from dwcp.runtime.connections import (
     AtOnce,
     Connection,
     Patience,
-    RawHeaders,
 )
 from dwcp.runtime.http import Gate, Receive, Refusal, Scope, Send
 from dwcp.runtime.telemetry import Telemetry
+from dwcp.runtime.tokens import Role, TokenBook
 
 PATH = "/ask"
 BODY = b"0123456789" * 40
@@ -69,14 +72,14 @@ class Wire(asyncio.Transport):
 class Site:
     """Tells by which way it was asked; one header makes it refuse, another makes it fail."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokens: TokenBook | None = None) -> None:
         self.telemetry = Telemetry("test", version="1")
         found = AtOnce(PATH, 4096, self.answer)
-        self.gate = Gate(self, telemetry=self.telemetry, tokens=None, pure=(PATH,), at_once=(found,))
+        self.gate = Gate(self, telemetry=self.telemetry, tokens=tokens, pure=(PATH,), at_once=(found,))
         self.by_app = 0
 
-    def answer(self, headers: RawHeaders, body: bytes) -> bytes:
-        names = [name for name, _ in headers]
+    def answer(self, scope: Scope, body: bytes) -> bytes:
+        names = [name for name, _ in scope["headers"]]
         if b"x-refuse" in names:
             raise Refusal(429, "overloaded", "too many", {"Retry-After": "1"})
         if b"x-fail" in names:
@@ -89,7 +92,7 @@ class Site:
         while more:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
-        content = self.answer(scope["headers"], body)
+        content = self.answer(scope, body)
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})
@@ -99,14 +102,20 @@ def request(body: bytes = BODY, *, line: str = f"POST {PATH} HTTP/1.1", more: st
     return f"{line}\r\nHost: h\r\nContent-Length: {len(body)}\r\n{more}\r\n".encode() + body
 
 
-def spoken(reads: list[bytes], *, then: Callable[[Connection], None] | None = None) -> tuple[Site, Wire]:
+def spoken(
+    reads: list[bytes],
+    *,
+    then: Callable[[Connection], None] | None = None,
+    site: Site | None = None,
+    made: type[Connection] = Connection,
+) -> tuple[Site, Wire]:
     """A connection that reads this, is told `then` whatever it is, and has time for its tasks."""
-    site, wire = Site(), Wire()
+    site, wire = site or Site(), Wire()
 
     async def scene() -> None:
         config = Config(site.gate, lifespan="off", ws="none", log_config=None, access_log=False)
         config.load()
-        connection = Connection(site.gate, config, ServerState(), asyncio.get_running_loop())
+        connection = made(site.gate, config, ServerState(), asyncio.get_running_loop())
         connection.connection_made(wire)
         for data in reads:
             connection.data_received(data)
@@ -215,6 +224,93 @@ def test_a_caller_that_leaves_in_mid_question_costs_nothing() -> None:
     site, wire = spoken([request()[:200]], then=lambda connection: connection.connection_lost(None))
 
     assert (site.by_app, wire.seen) == (0, b"")
+
+
+ODD = [
+    request(),
+    request(bytes(400)),
+    request(b"\r\n\r\n" + bytes(396)),
+    request(bytes(10)),
+    b"\r\n" + request(),
+    request() + b"\r\n",
+    request(b"\r\n" + bytes(398)) + b"\r\n",
+    request() + request(),
+    request(more="X-Refuse: 1\r\n"),
+    request(more="Authorization: Bearer nonsense\r\n"),
+    request()[:-1],
+    request(line="GET / HTTP/1.1"),
+]
+
+
+class Forgetful(Connection):
+    """Parses every head."""
+
+    def _know(self, data: bytes) -> None:
+        """Nothing."""
+
+
+class Exact(Site):
+    """Tells every byte of the body."""
+
+    def answer(self, scope: Scope, body: bytes) -> bytes:
+        return super().answer(scope, body) + body.hex().encode()
+
+
+@given(st.lists(st.sampled_from(ODD), min_size=1, max_size=8))
+@settings(max_examples=80, deadline=None)
+def test_a_head_seen_before_changes_no_answer(reads: list[bytes]) -> None:
+    """Goal: what a connection remembers of an equal head saves work and nothing else. Method: the same reads, most of
+    them twice, to one that remembers and one that does not. Bodies that look like a head's end, strays between
+    requests and cut-off ones are among them."""
+    twice = [read for each in reads for read in (each, each)]
+
+    site, wire = spoken(twice, site=Exact())
+    other, plain = spoken(twice, site=Exact(), made=Forgetful)
+
+    assert (wire.seen, wire.closed, site.by_app) == (plain.seen, plain.closed, other.by_app)
+
+
+def test_an_equal_head_is_not_parsed_again() -> None:
+    """Goal: the short way is taken where it may be. Method: the scope of each answer: the same for whole questions
+    with equal heads, another one after a different length or a cut."""
+    scopes: list[int] = []
+    kept: list[Scope] = []
+
+    class Watching(Site):
+        def answer(self, scope: Scope, body: bytes) -> bytes:
+            kept.append(scope)  # so that no id comes back
+            scopes.append(id(scope))
+            return super().answer(scope, body)
+
+    whole = request()
+    reads = [whole, whole, request(bytes(400)), request(bytes(9)), request(bytes(9)), whole[:50], whole[50:]]
+    _, wire = spoken(reads, site=Watching())
+
+    assert [content for _, content in wire.answers()] == [
+        b'{"bytes": %d}' % n for n in (400, 400, 400, 9, 9, 400)
+    ]
+    assert scopes[0] == scopes[1] == scopes[2]
+    assert scopes[3] == scopes[4] != scopes[0]
+    assert scopes[5] not in scopes[:5]
+
+
+def test_a_revocation_acts_on_an_open_connection(tmp_path: Path) -> None:
+    """Goal: what is remembered of a head never outlives its token. Method: a question, a revocation, the same bytes
+    again; then the token's name is given to another token."""
+    book = TokenBook(tmp_path / "tokens.json")
+    token = book.create("ann", Role.OPERATOR, now_ms=0)
+    asked = request(more=f"Authorization: Bearer {token}\r\n")
+
+    def then(connection: Connection) -> None:
+        connection.data_received(asked)
+        book.revoke("ann")
+        connection.data_received(asked)
+        book.create("ann", Role.OPERATOR, now_ms=1)
+        connection.data_received(asked)
+
+    _, wire = spoken([asked], then=then, site=Site(TokenBook(tmp_path / "tokens.json")))
+
+    assert [status for status, _ in wire.answers()] == [200, 200, 401, 401]
 
 
 class Hours:

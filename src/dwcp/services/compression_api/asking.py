@@ -6,6 +6,7 @@ import base64
 import binascii
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
@@ -90,12 +91,42 @@ async def question(request: Request) -> Ask:
 
 def asked(headers: Mapping[str, str], body: bytes) -> Ask:
     """The same from its parts; names of headers in small letters. Raises `Refusal`."""
+    return of(head(headers), body)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What the headers of a question say. `sample`: its body is one, and the rest is said here; `total_size` None:
+    as long as the sample."""
+
+    sample: bool
+    total_size: int | None = None
+    rate_bps: float = RATE_BPS_DEFAULT
+    stream_id: str = ""
+
+
+def head(headers: Mapping[str, str]) -> Head:
+    """Names in small letters. Raises `Refusal`."""
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "application/octet-stream":
-        return _of_sample(headers, body)
     if kind in {"application/json", ""}:
+        return Head(sample=False)
+    if kind != "application/octet-stream":
+        raise Refusal(
+            415, "content_type", f"{kind[:60]!r}: send application/octet-stream or application/json"
+        )
+    size = None
+    if headers.get("x-total-size"):
+        size = int(header(headers, "X-Total-Size", default=0.0, most=SIZE_BYTES_MAX))
+    return Head(True, size, rate(headers), headers.get("x-stream-id", "")[:200])
+
+
+def of(head: Head, body: bytes) -> Ask:
+    """The question of a head and a body. Raises `Refusal`."""
+    if not head.sample:
         return of_json(body)
-    raise Refusal(415, "content_type", f"{kind[:60]!r}: send application/octet-stream or application/json")
+    _require_sample(len(body))
+    size = len(body) if head.total_size is None else head.total_size
+    return Ask(size, head.rate_bps, sample=body, stream_id=head.stream_id)
 
 
 def of_json(body: bytes | msgspec.Raw) -> Ask:
@@ -158,13 +189,6 @@ def rate(headers: Mapping[str, str]) -> float:
     if not found:
         raise Refusal(422, "malformed", "X-Bandwidth-Bps: a link needs a rate above 0 bit/s")
     return found
-
-
-def _of_sample(headers: Mapping[str, str], sample: bytes) -> Ask:
-    _require_sample(len(sample))
-    size = header(headers, "X-Total-Size", default=len(sample), most=SIZE_BYTES_MAX)
-    stream_id = headers.get("x-stream-id", "")[:200]
-    return Ask(int(size), rate(headers), sample=sample, stream_id=stream_id)
 
 
 def _limit(asked: Question) -> float:

@@ -58,7 +58,9 @@ class Decided:
 
     @property
     def chosen(self) -> Estimate:
-        return next(row for row in self.rows if row.codec == self.codec.name)
+        name = self.codec.name
+        first = self.rows[0]
+        return first if first.codec == name else next(row for row in self.rows if row.codec == name)
 
 
 class Decider(Protocol):

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from dwcp.runtime.connections import AtOnce, RawHeaders
+from dwcp.runtime.connections import AtOnce
 from dwcp.runtime.failpoints import failpoint
 from dwcp.runtime.http import Receive, Refusal, Scope, Send, json_response, refused
 from dwcp.services import bodies
@@ -27,6 +27,7 @@ SIMULATE_PATH = COMPRESSION_PREFIX + "simulate"
 ALGORITHMS_PATH = COMPRESSION_PREFIX + "algorithms"
 FEEDBACK_PATH = "/api/v1/feedback"
 MODEL_PATH = "/api/v1/model/info"
+_HEAD = "dwcp.question"  # key in a scope: what its headers say
 _JSON = ((b"content-type", b"application/json"),)
 PURE_PATHS = (PREDICT_PATH, BATCH_PATH, EXPLAIN_PATH, SIMULATE_PATH)  # a POST only computes an answer
 
@@ -47,7 +48,7 @@ class Front:
             return
         try:
             self._admission.decisions()
-            answer = self._predict(scope["headers"], await _whole(receive))
+            answer = self._predict(scope, await _whole(receive))
         except Refusal as refusal:
             await refused(refusal)(scope, receive, send)
         except ClientDisconnect:
@@ -57,14 +58,18 @@ class Front:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": answer})
 
-    def _admitted(self, raw: RawHeaders, body: bytes) -> bytes:
+    def _admitted(self, scope: Scope, body: bytes) -> bytes:
         self._admission.decisions()
-        return self._predict(raw, body)
+        return self._predict(scope, body)
 
-    def _predict(self, raw: RawHeaders, body: bytes) -> bytes:
+    def _predict(self, scope: Scope, body: bytes) -> bytes:
         failpoint("compression.predict.before")
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
-        found = self._desk.answer(asking.asked(headers, body))
+        head: asking.Head | None = scope.get(_HEAD)
+        if head is None:
+            raw = scope["headers"]
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
+            head = scope[_HEAD] = asking.head(headers)
+        found = self._desk.answer(asking.of(head, body))
         failpoint("compression.predict.after")
         return msgspec.json.encode(found)
 
