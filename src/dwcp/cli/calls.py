@@ -89,8 +89,13 @@ def control_plane(env: Environment, layout: Layout) -> Iterator[ControlPlane]:
 
 
 @contextmanager
-def service(env: Environment, layout: Layout, name: str) -> Iterator[ControlPlane]:
-    """The installation's service of that name. Raises `NotRunning` where nothing is installed."""
+def service(
+    env: Environment, layout: Layout, name: str, *, timeout_s: float = TIMEOUT_S
+) -> Iterator[ControlPlane]:
+    """The installation's service of that name; an answer may take `timeout_s`.
+
+    Raises `NotRunning` where nothing is installed.
+    """
     import httpx
 
     from dwcp.runtime.config import load
@@ -101,7 +106,7 @@ def service(env: Environment, layout: Layout, name: str) -> Iterator[ControlPlan
     plan = next(plan for plan in services(load(layout.cluster, World), layout) if plan.name == name)
     assert plan.mutual is not None
     context = client_context(env.operator_tls(layout))
-    with httpx.Client(verify=context, timeout=TIMEOUT_S, trust_env=False) as client:
+    with httpx.Client(verify=context, timeout=timeout_s, trust_env=False) as client:
         yield ControlPlane(client, url(plan.mutual, tls=True), who=name)
 
 

@@ -105,7 +105,8 @@ def deploy_model(
     made = files_of(run.layout, name, version)
     if NAMES[name] == SELECTOR:
         run.remark("a staging instance serves by it and is asked before anything is staged")
-    with service(run.env, run.layout, NAMES[name]) as calls:
+    # A staging instance starts, loads and answers meanwhile: on a busy host longer than any other question.
+    with service(run.env, run.layout, NAMES[name], timeout_s=run.budget_s) as calls:
         try:
             changed = calls.ask(Changed, api.deploy(api.Upload(made.manifest, made.weights, run.dry_run)))
         except ServiceRefused as refused:
