@@ -49,7 +49,8 @@ BODY_BYTES = 16 << 10
 CONNECTIONS = 16
 PREDICT = "/api/v1/compression/predict"
 BLOCK = 1 << 20
-PAIRS = WINDOWS = 5
+WINDOWS = 5
+PAIRS = 25  # each of 0.6 s
 YARDSTICK_TURNS = 1_000_000
 NET = f"127.{100 + os.getpid() % 100}"
 

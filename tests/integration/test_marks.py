@@ -93,14 +93,16 @@ def test_choosing_is_quick() -> None:
 
 
 @needs_root
-@pytest.mark.xfail(strict=True, reason="1.78: scattered edits are bound by the processor from 10 Mbit/s on")
+@pytest.mark.xfail(
+    strict=True, reason="1.16: edits at 100 Mbit/s, bound by the one thread that reads; else at most 0.97"
+)
 def test_transfers_are_never_slower_than_rsync() -> None:
     """Goal: 1.02 of rsync -z at most, cold, warm and edited, 1 to 3000 Mbit/s. Method: bench_transfer."""
     assert measured("bench_transfer")["worst_ratio_to_rsync"] <= 1.02
 
 
 @needs_root
-@pytest.mark.xfail(strict=True, reason="1.25 at 3 Gbit/s, at most 1.00 below")
+@pytest.mark.xfail(strict=True, reason="1.19 at 3 Gbit/s, at most 0.91 below: both cores are busy")
 def test_transfers_are_never_slower_than_zstd_adapt() -> None:
     """Goal: 1.02 of zstd --adapt at most. Method: bench_transfer."""
     assert measured("bench_transfer")["worst_ratio_to_zstd_adapt"] <= 1.02
@@ -108,7 +110,8 @@ def test_transfers_are_never_slower_than_zstd_adapt() -> None:
 
 @needs_root
 @pytest.mark.xfail(
-    strict=True, reason="0.42: 0.87 at 3 Mbit/s, nothing at 100 (packs of 1 MiB see less than one stream)"
+    strict=True,
+    reason="0.51: 0.77 to 0.94 up to 10 Mbit/s, 0.56 at 100, 0.25 at 3 Gbit/s, where TLS costs as much",
 )
 def test_transfers_save_what_the_oracle_would() -> None:
     """Goal: four fifths of what the best choice of codecs saves over zstd-3. Method: bench_transfer."""
@@ -118,7 +121,6 @@ def test_transfers_save_what_the_oracle_would() -> None:
 # ----- the service -----
 
 
-@pytest.mark.xfail(strict=True, reason="1,882/s")
 def test_the_service_answers_two_thousand_questions_a_second() -> None:
     """Goal: 2,000/s on one core, network forced. Method: bench_compression_api."""
     assert measured("bench_compression_api")["predict_per_s"] >= 2000
@@ -129,7 +131,9 @@ def test_the_service_answers_in_time() -> None:
     assert measured("bench_compression_api")["p99_ms"] <= 10
 
 
-@pytest.mark.xfail(strict=True, reason="0.69, of a library at 1.6 GB/s")
+@pytest.mark.xfail(
+    strict=True, reason="0.77 and 0.81 in two runs of 25 pairs: the loop takes a third of the two cores"
+)
 def test_streams_are_nearly_as_fast_as_the_library() -> None:
     """Goal: four fifths of the library's throughput at 1 MiB blocks. Method: bench_compression_api."""
     assert measured("bench_compression_api")["stream_share"] >= 0.80
