@@ -173,7 +173,7 @@ class Typed:
         self.state, self.asked = state, []  # type: tuple[Path, list[str]]
 
         @contextmanager
-        def service(_env: object, _layout: object, name: str) -> Iterator[ControlPlane]:
+        def service(_env: object, _layout: object, name: str, **_how: float) -> Iterator[ControlPlane]:
             self.asked.append(name)
 
             def handle(request: httpx.Request) -> httpx.Response:

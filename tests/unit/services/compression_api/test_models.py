@@ -38,9 +38,10 @@ async def _canary(running: Service, pct: int, *, dry_run: bool = False) -> httpx
 
 
 async def _drive(running: Service, *, until: Verdict, rate_bps: str = "1000000") -> None:
-    """Questions of many streams, until the registry has the verdict."""
+    """Questions of many streams, until the registry has the verdict. Pairs that come while one is priced are let go:
+    on a busy machine few of the questions count."""
     for at in itertools.count():
-        assert at < 3000, running.stage.evaluation()
+        assert at < 30_000, running.stage.evaluation()
         headers = {**OCTETS, "X-Bandwidth-Bps": rate_bps, "X-Stream-Id": str(at), "X-Total-Size": "1000000"}
         answer = await running.ask("POST", PREDICT_PATH, content=TEXT, headers=headers)
         assert answer.status_code == 200
