@@ -386,12 +386,14 @@ def test_a_payload_that_changes_between_naming_and_sending(tmp_path: Path, agent
 
 
 def test_a_full_store_refuses_with_its_sentence_and_is_clean_again(tmp_path: Path, agents: Agents) -> None:
-    """The submitter reads the agent's sentence; what came before it was full is gone."""
+    """The submitter reads the agent's sentence; nothing holds what came before it was full: a sweep, as the next who
+    needs room begins one, removes it."""
     store = ChunkStore.open(tmp_path / "oslo", quota_bytes=1_000_000)
     agents.add("oslo", store)
 
     with pytest.raises(TransferError, match="may hold 1000000 bytes"):
         _upload(agents, _tree(tmp_path / "payload"))
+    store.sweep()
     assert store.bytes_held == 0
 
 
