@@ -16,6 +16,7 @@ import numpy as np
 
 from dwcp.allocation.env.weights import PRIORITY_FACTOR, WEIGHTS
 from dwcp.allocation.fleet import Floats, Ints, quantities
+from dwcp.allocation.policies.evidence import circular
 from dwcp.allocation.serving.scene import Roster, Terrain, Wanted
 from dwcp.allocation.serving.sheet import Sheet
 from dwcp.api.allocator import Dealt, NodeState, Prices
@@ -130,19 +131,21 @@ def replay(
     """
     roster = _roster(nodes, {one.workload for one in dealt}, prices)
     kept = [one for one in dealt if one.node in roster.rows][-REPLAYED_MAX:]
-    demand = np.array([quantities(one.demand, where=one.workload) for one in kept], dtype=np.int64)
-    costs = [_price(roster, one, own) for one, own in zip(kept, demand.reshape(-1, 4), strict=True)]
+    demand = np.array([quantities(one.demand, where=one.workload) for one in kept], dtype=np.int64).reshape(
+        -1, 4
+    )
+    costs = [_price(roster, one, own) for one, own in zip(kept, demand, strict=True)]
     ours = np.array(
         [
             cost(roster.rows[one.node], (one.placed_ms - one.asked_ms) / 1000.0)
             for one, cost in zip(kept, costs, strict=True)
         ]
     )
-    never = np.array([_value(one) for one in kept])
+    never = np.array([_value(one, own) for one, own in zip(kept, demand, strict=True)])
+    whose = [tenants.get(one.workload, "") for one in kept]
     rivals = {}
     for name in (FIRST_FIT, DRF):
-        whose = [tenants.get(one.workload, "") for one in kept]
-        rival = Rival(roster, costs, kept, demand.reshape(-1, 4), whose, name == DRF)
+        rival = Rival(roster, costs, kept, demand, whose, name == DRF)
         theirs = rival.run()
         lost = np.isnan(theirs)
         theirs = np.where(lost, never, theirs)
@@ -190,9 +193,8 @@ def _price(roster: Roster, one: Dealt, demand: Ints) -> Callable[[int, float], f
     return cost
 
 
-def _value(one: Dealt) -> float:
+def _value(one: Dealt, demand: Ints) -> float:
     """Dollars for a workload that never starts."""
-    demand = quantities(one.demand, where=one.workload)
     worth = Wanted(one.workload, demand, predicted_s=one.predicted_s).worth
     return (WEIGHTS.sla + WEIGHTS.wait) * worth * PRIORITY_FACTOR[one.priority]
 
@@ -212,7 +214,7 @@ def _interval(ours: Floats, theirs: Floats, seed: int) -> tuple[float | None, fl
     size = round(count**0.5)
     rng = np.random.default_rng(seed)
     starts = rng.integers(0, count, (RESAMPLES, -(-count // size)))
-    rows = ((starts[..., None] + np.arange(size)) % count).reshape(RESAMPLES, -1)[:, :count]
+    rows = circular(starts, size=size, count=count)
     base = theirs[rows].sum(axis=1)
     if not (base > 0).all():
         return None, None

@@ -78,7 +78,12 @@ def _resample(members: list[Ints], block: int, count: int, rng: np.random.Genera
         own = members[int(rng.integers(len(members)))]
         blocks = -(-len(own) // block)
         starts = rng.integers(0, len(own), blocks)
-        rows = (starts[:, None] + np.arange(min(block, len(own)))[None, :]).ravel() % len(own)
-        found.append(own[rows[: len(own)]])
+        found.append(own[circular(starts, size=min(block, len(own)), count=len(own))])
         have += len(found[-1])
     return np.concatenate(found)[:count]
+
+
+def circular(starts: Ints, *, size: int, count: int) -> Ints:
+    """[..., count] of `count` rows: blocks of `size` neighbours from `starts` [..., B] on, the first after the last."""
+    rows = (starts[..., None] + np.arange(size)) % count
+    return np.asarray(rows.reshape(*starts.shape[:-1], -1)[..., :count])
