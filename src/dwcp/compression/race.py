@@ -42,6 +42,11 @@ class Entry:
     packed: int
     pack_s: float
 
+    def logs(self, size: int) -> tuple[float, float]:
+        """ln of the ratio, and of the seconds for each of `size` raw bytes: what the model predicts."""
+        ratio = max(RATIO_MIN, size / max(1, self.packed))
+        return math.log(ratio), math.log(max(self.pack_s, SECONDS_MIN) / max(1, size))
+
 
 @dataclass(frozen=True, slots=True)
 class Prospect:
@@ -159,8 +164,7 @@ def errors_of(entries: list[Entry], logs: Array, *, size: int) -> tuple[list[int
 def _errors(entry: Entry, logs: Array, *, size: int) -> tuple[list[int], tuple[float, float]]:
     """Of ratio and packing time."""
     ratio, pack = RATIO.start + entry.place - 1, PACK.start + entry.place - 1
-    shrunk = math.log(max(RATIO_MIN, size / max(1, entry.packed)))
-    took = math.log(max(entry.pack_s, SECONDS_MIN) / size)
+    shrunk, took = entry.logs(size)
     return [ratio, pack], (shrunk - float(logs[ratio]), took - float(logs[pack]))
 
 

@@ -20,8 +20,7 @@ from dataclasses import dataclass, replace
 from dwcp.compression import costs_predicted, features
 from dwcp.compression.costs import Link, Terms
 from dwcp.compression.feedback import StreamErrors
-from dwcp.compression.model import RATIO_MIN
-from dwcp.compression.race import SECONDS_MIN, Entry, Race, errors_of
+from dwcp.compression.race import Entry, Race, errors_of
 from dwcp.compression.selector import SEGMENT_BYTES, Cell, Selector, Tier
 
 _HORIZON_SEGMENTS = 8.0  # content rarely stays the same for longer
@@ -161,8 +160,7 @@ class StreamSelector:
 
     def _compare(self, size: int, sent: Entry) -> None:
         """Whether this segment came out as the first of those alike did, sent with the same codec."""
-        ratio = math.log(max(RATIO_MIN, size / max(1, sent.packed)))
-        pack = math.log(max(sent.pack_s, SECONDS_MIN) / max(1, size))
+        ratio, pack = sent.logs(size)
         place, first_ratio, first_pack = self._first
         near = abs(ratio - first_ratio) < _SAME_RATIO and abs(pack - first_pack) < _SAME_PACK
         self._steady = near and place == sent.place
@@ -178,8 +176,7 @@ class StreamSelector:
 
     def _note(self, size: int, sent: Entry) -> None:
         """A block like those before it costs a comparison; a few of them teach that the content stays."""
-        ratio = math.log(max(RATIO_MIN, size / max(1, sent.packed)))
-        pack = math.log(max(sent.pack_s, SECONDS_MIN) / size)
+        ratio, pack = sent.logs(size)
         if self._seen is not None:
             place, last_ratio, last_pack = self._seen
             if place == sent.place and abs(ratio - last_ratio) < _CHANGED > abs(pack - last_pack):
