@@ -33,7 +33,7 @@ from dwcp.allocation.env.weights import BOUNDED, WEIGHTS, sensitivities
 from dwcp.allocation.policies import evidence, tuned, tuning
 from dwcp.allocation.policies.guarded import Tally, guarded
 from dwcp.allocation.policies.milp import RollingMilp
-from dwcp.allocation.policies.rules import RULES, Knobs, policy
+from dwcp.allocation.policies.rules import RULES, Knobs, abreast, policy
 from dwcp.allocation.traces import splits
 from dwcp.allocation.traces.windows import LOOKBACK, Wanted, together
 from dwcp.models.artefact import Artefact, Made, ModelRefused
@@ -66,6 +66,22 @@ class Field:
             for episode, state in zip(self.episodes, self.states, strict=True)
         ]
         return Outcome(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+    def mean_costs(self, policies: dict[str, Scores]) -> dict[str, float]:
+        """Dollars per window of many policies; as many of them side by side as make 2 · `CHUNK` windows a run."""
+        windows = len(self.seeds)
+        few = max(1, 2 * CHUNK // windows)
+        named, found = list(policies.items()), {}
+        for at in range(0, len(named), few):
+            names, some = zip(*named[at : at + few], strict=True)
+            outcomes = [
+                rollout(rows(episode, copies), rows_of(state, copies), abreast(some, len(episode.capacity)))
+                for episode, state in zip(self.episodes, self.states, strict=True)
+                for copies in [np.tile(np.arange(len(episode.capacity)), len(some))]
+            ]
+            sums = sum(total(one, WEIGHTS).reshape(len(some), -1).sum(axis=1) for one in outcomes)
+            found |= dict(zip(names, (sums / windows).tolist(), strict=True))
+        return found
 
     def fresh(self) -> Field:
         """The same windows with full information."""
@@ -137,7 +153,7 @@ def field(options: argparse.Namespace, load: float, split: str, *, seeds: int, c
 
 def choose_rival(ground: Field, policies: dict[str, Scores], *, milp: bool) -> tuple[str, dict[str, float]]:
     """The cheapest on these (validation) windows, with `milp` the rolling program among the candidates."""
-    costs = {name: float(total(ground.run(one), WEIGHTS).mean()) for name, one in policies.items()}
+    costs = ground.mean_costs(policies)
     if milp:
         costs["rolling-milp"] = float(total(ground.milp(), WEIGHTS).mean())
     return min(costs, key=lambda name: costs[name]), costs
@@ -283,7 +299,7 @@ def decision_times(ground: Field, candidate: Scores, decisions: int = 400) -> di
     return {"decision_ms_p50": round(float(low), 3), "decision_ms_p99": round(float(high), 3)}
 
 
-def rows_of(state: State, wanted: slice) -> State:
+def rows_of(state: State, wanted: slice | np.ndarray) -> State:
     return State(*(array[wanted] for array in state))
 
 

@@ -7,7 +7,7 @@ streams with one budget. All are written for NumPy and JAX arrays alike (`xp`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,6 +161,20 @@ def policies(rule: Rule, knobs: list[Knobs], windows: int) -> Scores:
     def scores(view: View, xp: Any) -> Array:
         own = table[view.row // windows]
         return _scores(rule, view, tuple(own[:, [column]] for column in range(3)), xp)
+
+    return scores
+
+
+def abreast(candidates: Sequence[Scores], windows: int) -> Scores:
+    """Any policies side by side: window w of a run goes by `candidates[w // windows]`. NumPy only."""
+
+    def scores(view: View, xp: Any) -> Array:
+        owner = view.row // windows
+        found = np.empty((len(owner), view.mask.shape[1]))
+        for number in np.unique(owner):
+            own = owner == number
+            found[own] = candidates[number](View(*(np.asarray(part)[own] for part in view)), xp)
+        return found
 
     return scores
 

@@ -169,3 +169,15 @@ def test_linear_candidates_side_by_side_cost_what_they_cost_alone() -> None:
 
     alone = [total(rollout(episode, course.state, linear(one)), WEIGHTS).mean() for one in weights]
     np.testing.assert_allclose(together, alone, rtol=1e-9)
+
+
+def test_policies_abreast_cost_what_they_cost_alone() -> None:
+    """Goal: the rival is chosen by true costs. Method: all rules in one run, each with windows of its own, then alone."""
+    episode = worlds.small(count=2, measured=60)
+    course = tuning.Course(episode, warm(episode, policy(RULES["balance"])))
+    wanted = [policy(rule) for rule in RULES.values()]
+
+    together = course.costs(rules.abreast(wanted, course.windows), len(wanted))
+
+    alone = [total(rollout(episode, course.state, one), WEIGHTS).mean() for one in wanted]
+    np.testing.assert_allclose(together, alone, rtol=1e-12)
