@@ -240,7 +240,7 @@ def test_numbers_are_not_taken_for_noise(selector: Selector) -> None:
 
 def test_cores_that_pack_side_by_side_count() -> None:
     """Goal: with two cores a pack may take twice as long, so smaller ones leave. Method: what is packed to, with one
-    core and with two, over links from slower to faster than all codecs: where the two part depends on this host's speed.
+    core and with two, over links from slower to faster than all codecs: where the two part is the host's affair.
     """
 
     def left(rate: float, cores: int) -> int:

@@ -172,7 +172,7 @@ def test_linear_candidates_side_by_side_cost_what_they_cost_alone() -> None:
 
 
 def test_policies_abreast_cost_what_they_cost_alone() -> None:
-    """Goal: the rival is chosen by true costs. Method: all rules in one run, each with windows of its own, then alone."""
+    """Goal: the rival is chosen by true costs. Method: all rules in one run, then alone."""
     episode = worlds.small(count=2, measured=60)
     course = tuning.Course(episode, warm(episode, policy(RULES["balance"])))
     wanted = [policy(rule) for rule in RULES.values()]
