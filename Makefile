@@ -5,6 +5,7 @@ PY := .venv/bin/python
 SEEDS ?= 0:200
 JOBS ?= 2
 CORPUS ?= /usr/share
+TRACES ?= generated:g1 generated:g2  # to measure allocation on; beside them azure:DIR, openb:DIR, swf:FILE
 
 unexport PYTHONDONTWRITEBYTECODE  # with it each process that a test starts compiles all of dwcp again: 0.3 s
 
@@ -47,14 +48,16 @@ sim: environment-dev  ## the simulator, SEEDS=0:200
 accept: environment-dev  ## the full fault matrix, up to an hour
 	$(PY) -m pytest -q -m accept --timeout 1200
 
-bench: environment-dev  ## all that is measured, some hours alone on two cores; CORPUS: files for the selector
+bench: environment-dev  ## all that is measured, some hours alone on two cores; CORPUS=DIR for the selector, TRACES for the allocator
 	$(PY) benchmarks/bench_ledger.py --engine probft --nodes 4 --clients 64 --seconds 8 --pairs 5 --value-bytes 100 --json
 	$(PY) benchmarks/bench_up.py
 	$(PY) benchmarks/bench_selector.py --corpus $(CORPUS) --json
 	$(PY) benchmarks/bench_transfer.py --json
 	$(PY) benchmarks/bench_compression_api.py --json
 	$(PY) benchmarks/bench_serving.py --json
-	$(PY) benchmarks/bench_allocator.py --trace generated:g1 --seeds 3 --save g1
+	for trace in $(TRACES); do for stale in "" -stale; do \
+	$(PY) benchmarks/bench_allocator.py --model shipped --trace $$trace --seeds 10 --few $${stale:+-}$$stale --json \
+	--save $$(basename $${trace#generated:} | cut -d: -f1)$$stale || exit 1; done; done
 
 soak: environment-dev  ## hours
 	$(PY) -m pytest -q -m soak --timeout 36000
