@@ -35,7 +35,7 @@ from dwcp.allocation.policies.guarded import Tally, guarded
 from dwcp.allocation.policies.milp import RollingMilp
 from dwcp.allocation.policies.rules import RULES, Knobs, abreast, policy
 from dwcp.allocation.traces import splits
-from dwcp.allocation.traces.windows import LOOKBACK, Wanted, together
+from dwcp.allocation.traces.windows import LOOKBACK, Wanted, WindowImpossible, together
 from dwcp.models.artefact import Artefact, Made, ModelRefused
 from dwcp.runtime.errors import RuntimeFault
 from dwcp.runtime.traces import load as load_trace
@@ -310,22 +310,49 @@ def read_tuned() -> tuned.Table:
 def tune(options: argparse.Namespace, place: Path) -> None:
     """Every rule and the linear scorer with the same number of environment steps, on training streams.
 
-    Sets of other loads in `place` stay; it is written after each load.
+    Sets of other loads in `place` stay; it is written after each load. `--only cem-linear` makes that entry alone.
     """
     sets = dict(tuned.parse(place.read_bytes()).sets) if place.is_file() else {}
     for load in options.loads:
-        wanted = Wanted(
-            load=load, measured=options.jobs, warm=options.warm, **(STALE if options.stale else {})
-        )
-        episode = together(
-            [splits.training_window(number, wanted=wanted) for number in range(options.tune_windows)]
-        )
-        course = tuning.Course(episode, warm(episode, WARM_POLICY))
-        entries = tune_all(options, course)
-        sets[tuned.setting(load, stale=options.stale)] = tuned.Tunings(command=command(), entries=entries)
+        course, name = tuning_course(options, load), tuned.setting(load, stale=options.stale)
+        if options.only:
+            kept = sets.get(name, tuned.Tunings(command=command(), entries={}))
+            entry = tune_linear(options, course, sets)
+            sets[name] = msgspec.structs.replace(kept, entries=kept.entries | {tuned.LINEAR: entry})
+        else:
+            sets[name] = tuned.Tunings(command=command(), entries=tune_all(options, course))
         table = msgspec.json.encode(tuned.Table(sets=sets))
         place.write_bytes(msgspec.json.format(table, indent=1) + b"\n")
         print(f"load {load:g}: tuned", file=sys.stderr)
+
+
+def tuning_course(options: argparse.Namespace, load: float) -> tuning.Course:
+    """The first windows of the training split that can be cut: a burst may be all of a short one."""
+    wanted = Wanted(load=load, measured=options.jobs, warm=options.warm, **(STALE if options.stale else {}))
+    made: list[Episode] = []
+    number = 0
+    while len(made) < options.tune_windows:
+        try:
+            made.append(splits.training_window(number, wanted=wanted))
+        except WindowImpossible as fault:
+            print(f"training window {number}: {fault}", file=sys.stderr)
+        number += 1
+    episode = together(made)
+    return tuning.Course(episode, warm(episode, WARM_POLICY))
+
+
+def tune_linear(
+    options: argparse.Namespace, course: tuning.Course, sets: dict[str, tuned.Tunings]
+) -> tuned.Entry:
+    """From the best of the hand-written weights and of all that the table has, in `options.trials` of few windows."""
+    known = [
+        np.array(one.entries[tuned.LINEAR].weights) for one in sets.values() if tuned.LINEAR in one.entries
+    ]
+    rng = np.random.default_rng([7, 100])
+    best = tuning.tune_linear(course, rng, trials=options.trials, sitting=options.sitting, starts=known)
+    steps = best.trials * min(options.sitting, course.windows) * options.jobs
+    weights = [float(weight) for weight in best.described]
+    return tuned.Entry(cost=round(best.cost, 4), steps=steps, weights=weights, command=command())
 
 
 def tune_all(options: argparse.Namespace, course: tuning.Course) -> dict[str, tuned.Entry]:
@@ -443,11 +470,21 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tune", default="", metavar="FILE", help="make the table of tuned policies instead")
     parser.add_argument("--trials", type=int, default=40, help="of tuning, per policy")
     parser.add_argument("--tune-windows", type=int, default=12)
+    parser.add_argument("--only", default="", choices=["", tuned.LINEAR], help="tune this one alone")
+    parser.add_argument(
+        "--sitting", type=_whole, default=8, help="windows per trial, by turns, of what is tuned alone"
+    )
     parser.add_argument(
         "--save", default="", metavar="NAME", help="keep the result and make the page of docs anew"
     )
     parser.add_argument("--json", action="store_true", help="only the last line")
     return parser.parse_args()
+
+
+def _whole(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number of at least 1")
+    return int(text)
 
 
 def _loads(text: str) -> list[float]:

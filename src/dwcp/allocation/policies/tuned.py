@@ -22,6 +22,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     steps: int  # environment steps that tuning took
     knobs: dict[str, float] = {}
     weights: list[float] = []
+    command: str = ""  # what made this one, where it was tuned apart from its set
 
 
 class Tunings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

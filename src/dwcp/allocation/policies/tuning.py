@@ -15,13 +15,17 @@ from dwcp.allocation.env.episode import Episode, State, rows
 from dwcp.allocation.env.rollout import rollout, total
 from dwcp.allocation.env.view import Scores
 from dwcp.allocation.env.weights import WEIGHTS, CostWeights
-from dwcp.allocation.fleet import Floats
+from dwcp.allocation.fleet import Floats, Ints
 from dwcp.allocation.policies.linear import linears, start
 from dwcp.allocation.policies.rules import Knobs, Rule, policies
 
 ELITE = 0.25
 NOISE = 0.4
 TOGETHER = 16  # candidates side by side in one run
+SPREAD_LEAST, SPREAD_SHARE = 0.3, 0.25  # of a rotating search's first candidates: absolute, and of the weight
+FLOOR = 0.4  # of that spread stays, falling to 0
+KEPT = 0.6  # of a generation's elite in the next mean and spread
+LAST_MEANS = 3  # of a rotating search, tried on the whole course
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,11 @@ class Course:
     @property
     def windows(self) -> int:
         return len(self.episode.capacity)
+
+    def part(self, wanted: Ints) -> Course:
+        """Those windows alone."""
+        state = State(*(array[wanted] for array in self.state))
+        return Course(rows(self.episode, wanted), state, self.weights)
 
     def costs(self, candidates: Scores, count: int) -> Floats:
         """[count] mean dollars per window of candidates that run side by side (`rules.policies`, `linear.linears`)."""
@@ -84,13 +93,72 @@ def tune_rule(
     return Tuned(candidates[best], costs[best], len(candidates))
 
 
-def tune_linear(course: Course, rng: np.random.Generator, *, trials: int) -> Tuned:
-    """Cross-entropy method over `linear.WIDTH` weights, from the hand-written rule."""
+def tune_linear(
+    course: Course,
+    rng: np.random.Generator,
+    *,
+    trials: int,
+    sitting: int = 0,
+    starts: list[Floats] | None = None,
+) -> Tuned:
+    """Cross-entropy method over `linear.WIDTH` weights.
+
+    `starts` are tried beside the hand-written rule. With `sitting` above 0 a generation is played on as many windows,
+    by turns: what is seen is noisier and steps go further; then `rotated` instead of `cross_entropy`.
+    """
+    offered = [start(), *(starts or [])]
+    if sitting:
+
+        def on(samples: Floats, picked: Ints) -> Floats:
+            return course.part(picked).costs(linears(samples, len(picked)), len(samples))
+
+        return rotated(on, course.windows, offered, rng, trials=trials, sitting=min(sitting, course.windows))
 
     def cost(samples: Floats) -> Floats:
         return course.costs(linears(samples, course.windows), len(samples))
 
-    return cross_entropy(cost, start(), rng, trials=trials)
+    first = offered[int(np.argmin(cost(np.array(offered))))] if starts else offered[0]
+    return cross_entropy(cost, first, rng, trials=trials)
+
+
+def rotated(
+    cost: Callable[[Floats, Ints], Floats],
+    windows: int,
+    offered: list[Floats],
+    rng: np.random.Generator,
+    *,
+    trials: int,
+    sitting: int,
+) -> Tuned:
+    """The cross-entropy method where a generation sees `sitting` of the windows, by turns; `cost` ([K, F], [S] which
+    windows) -> [K]. A trial is one candidate on `sitting` windows; one on all of them counts as so many more.
+
+    What was best on a few windows was lucky, so means are kept, not samples: at the end the last means and `offered`
+    meet on all windows.
+    """
+    everything, whole = np.arange(windows), -(-windows // sitting)
+    first = cost(np.array(offered), everything)
+    mean = offered[int(np.argmin(first))]
+    spread = SPREAD_LEAST + SPREAD_SHARE * np.abs(mean)
+    generations = max(1, (trials - whole * (len(offered) + LAST_MEANS)) // TOGETHER)
+    means: list[Floats] = []
+    order: list[int] = []
+    for number in range(generations):
+        while len(order) < sitting:
+            order += rng.permutation(windows).tolist()
+        picked, order = np.array(order[:sitting]), order[sitting:]
+        samples = mean + spread * rng.standard_normal((TOGETHER, len(mean)))
+        samples[0] = mean
+        elite = samples[np.argsort(cost(samples, picked))[: int(ELITE * TOGETHER) + 1]]
+        mean = (1.0 - KEPT) * mean + KEPT * elite.mean(axis=0)
+        floor = (SPREAD_LEAST + SPREAD_SHARE * np.abs(mean)) * FLOOR * (1.0 - (number + 1) / generations)
+        spread = np.sqrt((1.0 - KEPT) * spread**2 + KEPT * elite.var(axis=0) + floor**2)
+        means.append(mean)
+    last = means[::-2][:LAST_MEANS]
+    known = [*zip(first.tolist(), offered, strict=True)]
+    known += zip(cost(np.array(last), everything).tolist(), last, strict=True)
+    best = min(known, key=lambda one: one[0])
+    return Tuned(best[1], best[0], generations * TOGETHER + whole * len(known))
 
 
 def cross_entropy(
