@@ -18,9 +18,11 @@ import asyncio
 import contextlib
 import itertools
 import secrets
+import threading
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import httpx
 
@@ -61,6 +63,8 @@ _SLICE_BYTES = 128 << 10
 _SLICE_BYTES_MAX = 4 << 20  # a whole pack: a part of it would be copied
 _SLICE_S = 0.01
 _ANSWER_S_MAX = 120.0
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +256,9 @@ class _Push:
         self._sending = 0  # packs that streams have in hand
         self._left = tree.total_bytes
         self._choice = road.chooser.begin()
+        self._groups = self.reader.groups()
+        self._groups_asked: deque[tuple[list[Node], asyncio.Task[dict[str, Recall]]]] = deque()
+        self._ended = False  # nothing more is read
 
     # reading and asking
 
@@ -277,23 +284,36 @@ class _Push:
         self.manifest = await asyncio.to_thread(self.reader.manifest)  # while the last packs are on their way
 
     async def _batches(self) -> AsyncGenerator[tuple[Batch, dict[str, Recall]]]:
-        """What is read, with what the agent has told about its files; that is asked some groups ahead."""
-        groups = self.reader.groups()
-        ahead: deque[tuple[list[Node], asyncio.Task[dict[str, Recall]]]] = deque()
-        try:
-            while True:
-                for group in itertools.islice(groups, _GROUPS_AHEAD - len(ahead)):
-                    ahead.append((group, asyncio.create_task(self._recalls(group))))
-                if not ahead:
-                    return
-                recalls = await ahead[0][1]
-                group, _ = ahead.popleft()
-                async with contextlib.aclosing(_ahead(self.reader.batches(group, recalls))) as batches:
-                    async for batch in batches:
-                        yield batch, recalls
-        finally:
-            for _group, question in ahead:
-                question.cancel()
+        """What is read, with what the agent has told about its files."""
+        async with contextlib.aclosing(_ahead(self._read(asyncio.get_running_loop()))) as batches:
+            try:
+                async for each in batches:
+                    yield each
+            finally:
+                self._ended = True
+                for _group, question in self._groups_asked:
+                    question.cancel()
+
+    def _read(self, loop: asyncio.AbstractEventLoop) -> Iterator[tuple[Batch, dict[str, Recall]]]:
+        """Blocking: one group after another; the next one is called for while one is read."""
+        coming = asyncio.run_coroutine_threadsafe(self._next_group(), loop)
+        while (told := coming.result()) is not None:
+            coming = asyncio.run_coroutine_threadsafe(self._next_group(), loop)
+            group, recalls = told
+            for batch in self.reader.batches(group, recalls):
+                yield batch, recalls
+
+    async def _next_group(self) -> tuple[list[Node], dict[str, Recall]] | None:
+        """What is read next, and what the agent has there; that is asked some groups ahead."""
+        asked = self._groups_asked
+        for group in itertools.islice(self._groups, 0 if self._ended else _GROUPS_AHEAD - len(asked)):
+            asked.append((group, asyncio.create_task(self._recalls(group))))
+        if not asked:
+            return None
+        group, question = asked[0]
+        recalls = await question
+        asked.popleft()
+        return group, recalls
 
     async def _recalls(self, group: list[Node]) -> dict[str, Recall]:
         paths = [node.path for node in group if node.kind == Kind.FILE and node.size]
@@ -425,16 +445,33 @@ class _Push:
         return max(_SLICE_BYTES, min(_SLICE_BYTES_MAX, int(rate / 8 * _SLICE_S)))
 
 
-async def _ahead(batches: Iterator[Batch]) -> AsyncGenerator[Batch]:
-    """The batches, each read in a thread while the one before it is asked for and packed."""
-    coming = asyncio.ensure_future(asyncio.to_thread(next, batches, None))
+async def _ahead(source: Iterator[_T]) -> AsyncGenerator[_T]:
+    """What the source gives, read in a thread: one waits here and another is read while one is in hand."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Queue[_T | None] = asyncio.Queue()
+    room = threading.Semaphore(1)
+    stopped = threading.Event()
+
+    def read() -> None:
+        try:
+            for each in source:
+                loop.call_soon_threadsafe(found.put_nowait, each)
+                room.acquire()
+                if stopped.is_set():
+                    return
+        finally:
+            loop.call_soon_threadsafe(found.put_nowait, None)
+
+    reading = asyncio.ensure_future(asyncio.to_thread(read))
     try:
-        while (batch := await coming) is not None:
-            coming = asyncio.ensure_future(asyncio.to_thread(next, batches, None))
-            yield batch
+        while (each := await found.get()) is not None:
+            room.release()
+            yield each
+        await reading
     finally:
-        coming.cancel()
-        await asyncio.gather(coming, return_exceptions=True)
+        stopped.set()
+        room.release()
+        await asyncio.gather(reading, return_exceptions=True)
 
 
 def _is_said(pack: Sequence[Part]) -> bool:
