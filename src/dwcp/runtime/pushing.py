@@ -26,7 +26,7 @@ from typing import TypeVar
 
 import httpx
 
-from dwcp.compression import deltas, packs
+from dwcp.compression import deltas, intake, packs
 from dwcp.compression import manifest as manifests
 from dwcp.compression.chunking import CHUNK_BYTES_MAX
 from dwcp.compression.container import STREAM_ID_SIZE, Header, Writer
@@ -110,11 +110,11 @@ class Road:
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """What is at the agent now, what of it was there in files at the same paths (see `relative.encode`), and
-    the raw bytes that had to travel."""
+    """What is at the agent now, how the agent is told so (`intake.prelude_relative`), and the raw bytes that had
+    to travel."""
 
     manifest: Manifest
-    known: dict[str, tuple[int, ...]]
+    prelude: bytes
     sent_bytes: int
 
 
@@ -132,8 +132,8 @@ async def push(tree: Tree, road: Road) -> Pushed:
                 tasks.create_task(pushing.stream(first=number == 0))
     except BaseExceptionGroup as group:
         raise _worst(group) from group
-    assert pushing.manifest is not None  # the feed has ended
-    return Pushed(pushing.manifest, pushing.reader.known, pushing.sent_bytes)
+    assert pushing.told is not None  # the feed has ended
+    return Pushed(*pushing.told, pushing.sent_bytes)
 
 
 def _worst(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -151,7 +151,7 @@ class _Files:
         self._seen: set[bytes] = set()
         self._fresh = 0
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
-        self.known: dict[str, tuple[int, ...]] = {}  # by path, see `relative.encode`
+        self._known: dict[str, tuple[int, ...]] = {}  # by path, see `relative.encode`
 
     def groups(self) -> Iterator[list[Node]]:
         """The tree's nodes in the stretches in which they are asked for and read: larger and larger ones, for
@@ -212,10 +212,11 @@ class _Files:
         it is sent, and both take as long as what they speak of is large."""
         return min(_BATCH_BYTES, max(_BATCH_BYTES_FIRST, self._fresh // 2))
 
-    def manifest(self) -> Manifest:
-        """Of all that was read. Raises `PayloadChanged` where the tree is another by now."""
+    def told(self) -> tuple[Manifest, bytes]:
+        """All that was read, and its prelude. Raises `PayloadChanged` where the tree is another by now."""
         require_unchanged(self._tree)
-        return manifests.make(self._entries, self._tree.limits)
+        manifest = manifests.make(self._entries, self._tree.limits)
+        return manifest, intake.prelude_relative(manifest, self._known)
 
     def _chunks(self, node: Node, recall: Recall) -> Iterator[Known | Found]:
         chunks: list[Chunk] = []
@@ -231,7 +232,7 @@ class _Files:
                         known.append(-1)
                     yield found
         if any(number >= 0 for number in known):
-            self.known[node.path] = tuple(known)
+            self._known[node.path] = tuple(known)
         self._entries.append(Entry(node.path, node.kind, node.mode, node.size, tuple(chunks), node.target))
 
 
@@ -242,7 +243,7 @@ class _Push:
     def __init__(self, tree: Tree, road: Road) -> None:
         self.reader = _Files(tree)
         self.sent_bytes = 0
-        self.manifest: Manifest | None = None
+        self.told: tuple[Manifest, bytes] | None = None
         self._road = road
         self._packs: asyncio.Queue[list[Part] | None] = asyncio.Queue(maxsize=road.streams)
         loop = asyncio.get_running_loop()
@@ -281,7 +282,7 @@ class _Push:
             await self._hand_over(pack)
         for _ in range(self._road.streams):
             await self._packs.put(None)
-        self.manifest = await asyncio.to_thread(self.reader.manifest)  # while the last packs are on their way
+        self.told = await asyncio.to_thread(self.reader.told)  # while the last packs are on their way
 
     async def _batches(self) -> AsyncGenerator[tuple[Batch, dict[str, Recall]]]:
         """What is read, with what the agent has told about its files."""
