@@ -1,7 +1,8 @@
 """Pushing a tree's chunks to an agent while they are still being read.
 
     asker               how were the agent's files at our paths cut? some groups of files ahead
-    reader (a thread)   files → chunks and their addresses, batch by batch; most of what is there is seen here
+    reader (a thread)   files → chunks and their addresses, batch by batch, one ahead of who asks and without a
+                        pause between groups; most of what is there is seen here
     asker               which of a batch does the agent lack? some questions ahead, so that no round trip is waited for
     streams             packs of what it lacks, each stream on a connection of its own
 
