@@ -157,7 +157,7 @@ async def _commit(client: httpx.AsyncClient, url: str, pushed: Pushed, query: st
     outflow = Outflow(_nothing, FixedChooser("none").begin(), Pacer(), rate_bps=1.0)
 
     async def body() -> AsyncIterator[bytes]:
-        yield await asyncio.to_thread(intake.prelude_relative, pushed.manifest, pushed.known)
+        yield pushed.prelude
         async for piece in stream((), outflow):
             yield piece
 

@@ -1,7 +1,8 @@
 """Pushing a tree's chunks to an agent while they are still being read.
 
     asker               how were the agent's files at our paths cut? some groups of files ahead
-    reader (a thread)   files → chunks and their addresses, batch by batch; most of what is there is seen here
+    reader (a thread)   files → chunks and their addresses, batch by batch, one ahead of who asks and without a
+                        pause between groups; most of what is there is seen here
     asker               which of a batch does the agent lack? some questions ahead, so that no round trip is waited for
     streams             packs of what it lacks, each stream on a connection of its own
 
@@ -18,13 +19,15 @@ import asyncio
 import contextlib
 import itertools
 import secrets
+import threading
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import httpx
 
-from dwcp.compression import deltas, packs
+from dwcp.compression import deltas, intake, packs
 from dwcp.compression import manifest as manifests
 from dwcp.compression.chunking import CHUNK_BYTES_MAX
 from dwcp.compression.container import STREAM_ID_SIZE, Header, Writer
@@ -61,6 +64,8 @@ _SLICE_BYTES = 128 << 10
 _SLICE_BYTES_MAX = 4 << 20  # a whole pack: a part of it would be copied
 _SLICE_S = 0.01
 _ANSWER_S_MAX = 120.0
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +111,11 @@ class Road:
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """What is at the agent now, what of it was there in files at the same paths (see `relative.encode`), and
-    the raw bytes that had to travel."""
+    """What is at the agent now, how the agent is told so (`intake.prelude_relative`), and the raw bytes that had
+    to travel."""
 
     manifest: Manifest
-    known: dict[str, tuple[int, ...]]
+    prelude: bytes
     sent_bytes: int
 
 
@@ -128,8 +133,8 @@ async def push(tree: Tree, road: Road) -> Pushed:
                 tasks.create_task(pushing.stream(first=number == 0))
     except BaseExceptionGroup as group:
         raise _worst(group) from group
-    assert pushing.manifest is not None  # the feed has ended
-    return Pushed(pushing.manifest, pushing.reader.known, pushing.sent_bytes)
+    assert pushing.told is not None  # the feed has ended
+    return Pushed(*pushing.told, pushing.sent_bytes)
 
 
 def _worst(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -147,7 +152,7 @@ class _Files:
         self._seen: set[bytes] = set()
         self._fresh = 0
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
-        self.known: dict[str, tuple[int, ...]] = {}  # by path, see `relative.encode`
+        self._known: dict[str, tuple[int, ...]] = {}  # by path, see `relative.encode`
 
     def groups(self) -> Iterator[list[Node]]:
         """The tree's nodes in the stretches in which they are asked for and read: larger and larger ones, for
@@ -208,10 +213,11 @@ class _Files:
         it is sent, and both take as long as what they speak of is large."""
         return min(_BATCH_BYTES, max(_BATCH_BYTES_FIRST, self._fresh // 2))
 
-    def manifest(self) -> Manifest:
-        """Of all that was read. Raises `PayloadChanged` where the tree is another by now."""
+    def told(self) -> tuple[Manifest, bytes]:
+        """All that was read, and its prelude. Raises `PayloadChanged` where the tree is another by now."""
         require_unchanged(self._tree)
-        return manifests.make(self._entries, self._tree.limits)
+        manifest = manifests.make(self._entries, self._tree.limits)
+        return manifest, intake.prelude_relative(manifest, self._known)
 
     def _chunks(self, node: Node, recall: Recall) -> Iterator[Known | Found]:
         chunks: list[Chunk] = []
@@ -227,7 +233,7 @@ class _Files:
                         known.append(-1)
                     yield found
         if any(number >= 0 for number in known):
-            self.known[node.path] = tuple(known)
+            self._known[node.path] = tuple(known)
         self._entries.append(Entry(node.path, node.kind, node.mode, node.size, tuple(chunks), node.target))
 
 
@@ -238,7 +244,7 @@ class _Push:
     def __init__(self, tree: Tree, road: Road) -> None:
         self.reader = _Files(tree)
         self.sent_bytes = 0
-        self.manifest: Manifest | None = None
+        self.told: tuple[Manifest, bytes] | None = None
         self._road = road
         self._packs: asyncio.Queue[list[Part] | None] = asyncio.Queue(maxsize=road.streams)
         loop = asyncio.get_running_loop()
@@ -252,6 +258,9 @@ class _Push:
         self._sending = 0  # packs that streams have in hand
         self._left = tree.total_bytes
         self._choice = road.chooser.begin()
+        self._groups = self.reader.groups()
+        self._groups_asked: deque[tuple[list[Node], asyncio.Task[dict[str, Recall]]]] = deque()
+        self._ended = False  # nothing more is read
 
     # reading and asking
 
@@ -274,26 +283,39 @@ class _Push:
             await self._hand_over(pack)
         for _ in range(self._road.streams):
             await self._packs.put(None)
-        self.manifest = await asyncio.to_thread(self.reader.manifest)  # while the last packs are on their way
+        self.told = await asyncio.to_thread(self.reader.told)  # while the last packs are on their way
 
     async def _batches(self) -> AsyncGenerator[tuple[Batch, dict[str, Recall]]]:
-        """What is read, with what the agent has told about its files; that is asked some groups ahead."""
-        groups = self.reader.groups()
-        ahead: deque[tuple[list[Node], asyncio.Task[dict[str, Recall]]]] = deque()
-        try:
-            while True:
-                for group in itertools.islice(groups, _GROUPS_AHEAD - len(ahead)):
-                    ahead.append((group, asyncio.create_task(self._recalls(group))))
-                if not ahead:
-                    return
-                recalls = await ahead[0][1]
-                group, _ = ahead.popleft()
-                async with contextlib.aclosing(_ahead(self.reader.batches(group, recalls))) as batches:
-                    async for batch in batches:
-                        yield batch, recalls
-        finally:
-            for _group, question in ahead:
-                question.cancel()
+        """What is read, with what the agent has told about its files."""
+        async with contextlib.aclosing(_ahead(self._read(asyncio.get_running_loop()))) as batches:
+            try:
+                async for each in batches:
+                    yield each
+            finally:
+                self._ended = True
+                for _group, question in self._groups_asked:
+                    question.cancel()
+
+    def _read(self, loop: asyncio.AbstractEventLoop) -> Iterator[tuple[Batch, dict[str, Recall]]]:
+        """Blocking: one group after another; the next one is called for while one is read."""
+        coming = asyncio.run_coroutine_threadsafe(self._next_group(), loop)
+        while (told := coming.result()) is not None:
+            coming = asyncio.run_coroutine_threadsafe(self._next_group(), loop)
+            group, recalls = told
+            for batch in self.reader.batches(group, recalls):
+                yield batch, recalls
+
+    async def _next_group(self) -> tuple[list[Node], dict[str, Recall]] | None:
+        """What is read next, and what the agent has there; that is asked some groups ahead."""
+        asked = self._groups_asked
+        for group in itertools.islice(self._groups, 0 if self._ended else _GROUPS_AHEAD - len(asked)):
+            asked.append((group, asyncio.create_task(self._recalls(group))))
+        if not asked:
+            return None
+        group, question = asked[0]
+        recalls = await question
+        asked.popleft()
+        return group, recalls
 
     async def _recalls(self, group: list[Node]) -> dict[str, Recall]:
         paths = [node.path for node in group if node.kind == Kind.FILE and node.size]
@@ -425,16 +447,33 @@ class _Push:
         return max(_SLICE_BYTES, min(_SLICE_BYTES_MAX, int(rate / 8 * _SLICE_S)))
 
 
-async def _ahead(batches: Iterator[Batch]) -> AsyncGenerator[Batch]:
-    """The batches, each read in a thread while the one before it is asked for and packed."""
-    coming = asyncio.ensure_future(asyncio.to_thread(next, batches, None))
+async def _ahead(source: Iterator[_T]) -> AsyncGenerator[_T]:
+    """What the source gives, read in a thread: one waits here and another is read while one is in hand."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Queue[_T | None] = asyncio.Queue()
+    room = threading.Semaphore(1)
+    stopped = threading.Event()
+
+    def read() -> None:
+        try:
+            for each in source:
+                loop.call_soon_threadsafe(found.put_nowait, each)
+                room.acquire()
+                if stopped.is_set():
+                    return
+        finally:
+            loop.call_soon_threadsafe(found.put_nowait, None)
+
+    reading = asyncio.ensure_future(asyncio.to_thread(read))
     try:
-        while (batch := await coming) is not None:
-            coming = asyncio.ensure_future(asyncio.to_thread(next, batches, None))
-            yield batch
+        while (each := await found.get()) is not None:
+            room.release()
+            yield each
+        await reading
     finally:
-        coming.cancel()
-        await asyncio.gather(coming, return_exceptions=True)
+        stopped.set()
+        room.release()
+        await asyncio.gather(reading, return_exceptions=True)
 
 
 def _is_said(pack: Sequence[Part]) -> bool:

@@ -55,3 +55,22 @@ def test_what_a_reader_finds_wrong_comes_at_its_place() -> None:
     assert asyncio.run(run(stop=True)) == [1]
     with pytest.raises(PayloadChanged, match="it changed"):
         asyncio.run(run(stop=False))
+
+
+def test_a_reader_that_waits_is_left_behind_by_nobody() -> None:
+    """Goal: who stops early waits for the thread, and the thread for no room. Method: left while two batches wait
+    unread; then the source has been closed."""
+    read = []
+
+    def source() -> Iterator[Batch]:
+        for number in range(100):
+            read.append(number)
+            yield Batch(fresh_bytes=number)
+
+    async def run() -> None:
+        async with contextlib.aclosing(_ahead(source())) as batches:
+            async for _batch in batches:
+                break
+
+    asyncio.run(run())
+    assert len(read) <= 4

@@ -29,6 +29,7 @@ from dwcp.compression.errors import (
 from dwcp.compression.manifest import Chunk, Manifest
 from dwcp.compression.recall import describe
 from dwcp.consensus.crypto import codec
+from dwcp.runtime import payloads, pushing
 from dwcp.runtime.chunkstore import ChunkStore
 from dwcp.runtime.held import HELD_PATH, NEAR_PATH, newest
 from dwcp.runtime.held import held as held_lists
@@ -549,6 +550,34 @@ def test_an_edit_travels_as_what_is_new(tmp_path: Path, agents: Agents) -> None:
             return answer.received_bytes
 
     assert 4096 < asyncio.run(main()) < 16_000
+
+
+def test_a_push_of_many_groups_ends_where_a_question_fails(
+    tmp_path: Path, agents: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Goal: the reader goes from group to group as they are answered, and is not left waiting for an answer that
+    will not come. Method: groups of one file or two; all is known the second time; then the third question breaks."""
+    monkeypatch.setattr(pushing, "_GROUP_BYTES", 4096)
+    monkeypatch.setattr(pushing, "_GROUP_BYTES_MAX", 4096)
+    monkeypatch.setattr(pushing, "_GROUPS_LEFT", 1 << 20)
+    monkeypatch.setattr(payloads, "_PAUSES_S", ())
+    agents.add("oslo", ChunkStore.open(tmp_path / "oslo"))
+    first = _upload(agents, _tree(tmp_path / "payload"))
+    before = agents.asked.count(("oslo", HELD_PATH))
+    second = _upload(agents, tmp_path / "payload")
+    asked = agents.asked.count(("oslo", HELD_PATH)) - before
+
+    assert second.received_bytes == 0  # type: ignore[attr-defined]
+    assert second.root == first.root  # type: ignore[attr-defined]
+    assert asked > 4
+
+    def lie(request: httpx.Request, body: bytes) -> bytes:
+        third = agents.asked.count(("oslo", HELD_PATH)) - before - asked > 2
+        return b"junk" if third and request.url.path == HELD_PATH else body
+
+    agents.lies["oslo"] = lie
+    with pytest.raises(TransferError):
+        _upload(agents, tmp_path / "payload")
 
 
 def test_a_bomb_of_recipes_is_refused(tmp_path: Path) -> None:
