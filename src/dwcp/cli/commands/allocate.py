@@ -134,7 +134,7 @@ def refine(
     from dwcp.allocation.learn.search import Plan
 
     old = _model(model)
-    plan = Plan(seed=seed, stale=bool(old.manifest.figures["stale"]))
+    plan = Plan(seed=seed, stale=bool(old.manifest.figures.get("stale")))
     begun = time.monotonic()
     found = _possible(lambda: refining.refine(old.weights, plan, output.remark))
     seconds = round(time.monotonic() - begun, 1)
