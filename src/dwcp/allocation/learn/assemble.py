@@ -89,7 +89,7 @@ def make(
     tried: Tried = NOT_TRIED,
 ) -> artefact.Made:
     """The model's two files; `views` give feature ranges and golden inputs, `tried` the fleets beyond training."""
-    weights = export(standing, base.weights)
+    weights = export(standing, base.weights) | learned.nothing_searched()
     seen = [learned.observe(view, base.score(view, np), weights["base.sharpness"], np) for view in views]
     most = max(tried.nodes, max(each.nodes.shape[-2] for each in seen))
     bounds = feature_bounds([*seen, *tried.seen]) | {NODES: (1.0, float(most))}

@@ -10,13 +10,20 @@ from dwcp.models.artefact import Artefact, Manifest
 def write(model: Artefact) -> str:
     """The page."""
     manifest = model.manifest
-    return "\n".join([_head(model), _verdict(manifest), _fleets(manifest), _ranges(manifest)]).rstrip() + "\n"
+    return (
+        "\n".join(
+            [_head(model), _verdict(manifest), *_refined(manifest), _fleets(manifest), _ranges(manifest)]
+        ).rstrip()
+        + "\n"
+    )
 
 
 def _head(model: Artefact) -> str:
     manifest = model.manifest
     facts, inputs = manifest.figures, manifest.trained_on
-    numbers = sum(array.size for name, array in model.weights.items() if not name.startswith("base."))
+    numbers = sum(
+        array.size for name, array in model.weights.items() if not name.startswith(("base.", "admit"))
+    )
     return f"""# Model card: the placer
 
 <!-- Made by `dwcp allocate train`, which writes it beside the model. -->
@@ -66,6 +73,33 @@ what may be claimed stands in docs/allocation/results.md.
 |---|---|---|---|---|
 | {row} |
 """
+
+
+def _refined(manifest: Manifest) -> list[str]:
+    """What `dwcp allocate refine` came to; nothing where it never ran."""
+    facts = manifest.figures
+    if "refined_windows" not in facts:
+        return []
+    kept = "kept" if facts["refined_kept"] else "dropped: the interval does not exclude 0"
+    row = " | ".join(
+        [
+            f"{facts['refined_before']:.2f}",
+            f"{facts['refined_difference']:+.2f}",
+            f"{facts['refined_low']:+.2f} … {facts['refined_high']:+.2f}",
+            kept,
+        ]
+    )
+    return [
+        f"""## Who waits
+
+A layer of products about waiting, searched on whole windows by `{manifest.trained_on["refined by"]}`, in
+{facts["refine_seconds"]:.0f} seconds; judged on {facts["refined_windows"]:.0f} windows, dollars per window.
+
+| without it | difference | 95 % interval | |
+|---|---|---|---|
+| {row} |
+"""
+    ]
 
 
 def _fleets(manifest: Manifest) -> str:

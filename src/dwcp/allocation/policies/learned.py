@@ -1,15 +1,17 @@
 """The learned placer's forward pass, one text for NumPy (serving, measuring) and JAX (training).
 
 Agents are sites that share one network: a node's own score and its site's bid add up to a residual on a tuned rule,
-so that a network of zeros is the rule itself. Allocation notes §1.1 to §1.3 and §2.2. A site is recognised by the
-offer it makes for this workload (where the data is, what shipping costs, when it would start): sites with equal
-offers bid as one. Feasibility is not decided here.
+so that a network of zeros is the rule itself. Beside the residual stands a layer of products, `admit`, that a search
+over whole windows found: who waits although there is room. Allocation notes §1.1 to §1.3 and §2.2. A site is
+recognised by the offer it makes for this workload (where the data is, what shipping costs, when it would start): sites
+with equal offers bid as one. Feasibility is not decided here.
 
 Dimensions: N nodes, F = len(NODE), C = len(CONTEXT), H hidden; leading dimensions are free. float32.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -34,11 +36,17 @@ REACH = 4.0  # the residual's range: enough to move any node past the favourite
 FEATURE_MAX = 8.0
 PAIRWISE_NODES_MAX = 64  # above, offers are grouped by sorting instead of by comparing all pairs
 _OFFER = [NODE.index(name) for name in ("local", "wan", "late")]
+_FULLEST = NODE.index("filled-max")
 _FEASIBLE, _PRESENT, _GAP = (NODE.index(name) for name in ("feasible", "present", "gap"))
 _DEFER_GAP = CONTEXT.index("defer-gap")
 _DEFER_ALLOWED = CONTEXT.index("defer-allowed")
 RULE_NAMES = tuple(sorted(RULES))
-SCHEMA = artefact.schema_of((*NODE, *CONTEXT, *RULE_NAMES, f"gap {GAP_MAX}", f"reach {REACH}"))
+KINDS = 3  # all workloads, best effort, latency-sensitive
+REASONS = 10  # per kind, see `reasons`
+_DAY = math.log1p(24 * 60) / 8.0  # `log-predicted` from which on a contract's value stops growing
+SCHEMA = artefact.schema_of(
+    (*NODE, *CONTEXT, *RULE_NAMES, f"gap {GAP_MAX}", f"reach {REACH}", f"admit {KINDS * REASONS}")
+)
 
 Weights = Mapping[str, Array]
 
@@ -148,7 +156,42 @@ def residual(weights: Weights, inputs: Inputs, xp: Any) -> Array:
 def logits(weights: Weights, inputs: Inputs, xp: Any) -> Array:
     """[..., N + 1] bids, not yet masked."""
     gap = xp.concatenate([inputs.nodes[..., _GAP], inputs.context[..., _DEFER_GAP : _DEFER_GAP + 1]], -1)
-    return residual(weights, inputs, xp) - gap
+    bids = residual(weights, inputs, xp) - gap
+    taught = "admit" not in weights  # what learns is the network alone
+    return bids if taught else bids + searched(weights, inputs, xp)
+
+
+def searched(weights: Weights, inputs: Inputs, xp: Any) -> Array:
+    """[..., N + 1] logits of what was searched, which is about waiting alone."""
+    waits = reasons(inputs.context, *crowding(inputs, xp), xp) @ weights["admit"]
+    return xp.concatenate([xp.zeros_like(inputs.nodes[..., 0]), waits[..., None]], -1)
+
+
+def crowding(inputs: Inputs, xp: Any) -> tuple[Array, Array]:
+    """[...] twice: how full the fullest resource of a node would be, and which share of the nodes has room; means over
+    nodes, so that fleets of any size compare."""
+    count = xp.maximum(inputs.nodes[..., _PRESENT].sum(-1), 1.0)
+    return inputs.nodes[..., _FULLEST].sum(-1) / count, inputs.nodes[..., _FEASIBLE].sum(-1) / count
+
+
+def reasons(context: Array, tight: Array, fits: Array, xp: Any) -> Array:
+    """[..., KINDS * REASONS]: what speaks for waiting or against it, per kind of workload.
+
+    The worth of a core-hour is the kind's price up to a day and falls with the length from there on: kind, `beyond` and
+    their products with how full the fleet is let a full fleet ask for a higher worth. `tight`, `fits`: `crowding`.
+    """
+    names = ("log-predicted", "defer-full", "log-worth", "defer-slack")
+    length, full, worth, slack = (context[..., CONTEXT.index(name)] for name in names)
+    beyond = xp.maximum(length - _DAY, 0.0) * 4.0
+    told = [xp.ones_like(length), length, full, beyond, worth, slack, tight, fits]
+    told += [length * full, beyond * full]
+    products = _kinds(context, xp)[..., :, None] * xp.stack(told, -1)[..., None, :]
+    return products.reshape(*products.shape[:-2], KINDS * REASONS)
+
+
+def nothing_searched() -> dict[str, Array]:
+    """The layer as nothing."""
+    return {"admit": np.zeros(KINDS * REASONS, dtype=np.float32)}
 
 
 def scorer(weights: Weights) -> Scores:
@@ -201,6 +244,11 @@ def sharpness_of(base: Scores, views: list[View], *, gap: float = 2.0) -> float:
 
 
 assert len(FEATURES) + len(DEFER_FEATURES) == WIDTH
+
+
+def _kinds(context: Array, xp: Any) -> Array:
+    best_effort, sensitive = (context[..., CONTEXT.index(name)] for name in ("best-effort", "sensitive"))
+    return xp.stack([xp.ones_like(best_effort), best_effort, sensitive], -1)
 
 
 def _scalar(value: float) -> Array:

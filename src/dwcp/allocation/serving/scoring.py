@@ -24,6 +24,7 @@ from dwcp.allocation.serving.offers import Rows, Singles
 from dwcp.allocation.serving.sheet import Standing, Tuned, tuned_of
 
 _GAP, _FEASIBLE, _PRESENT = (learned.NODE.index(name) for name in ("gap", "feasible", "present"))
+_CROWDING = [learned.NODE.index("filled-max"), _FEASIBLE, _PRESENT]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ class Scorer:
         self._node_out, self._site_out = own["node.out"][:, 0], own["site.out"][:, 0]
         self._defer_out = own["defer.out"][:, 0]
         self._node_shift, self._defer_shift = (float(one) for one in own["out.bias"])
+        self._admit = own["admit"] if own["admit"].any() else None
         self._buffers = _Buffers(self._in, self._node, 1, 1)
 
     def score(self, standing: Standing, base: Floats | None = None) -> Scored:
@@ -94,6 +96,8 @@ class Scorer:
                 offers = sheet.offers[standing.place]
                 member, group = offers.member[None], offers.group[None]
             bids = self._forward(nodes, context, member, group)
+            if self._admit is not None:
+                bids[:, -1] += self._searched(self._admit, nodes, context)
             return Scored(bids - gap, base, nodes[:, :-1], context[:, :-1], sheet.roster.whole)
 
     def _base(self, standing: Standing) -> Floats:
@@ -138,6 +142,15 @@ class Scorer:
         np.tanh(bids, out=bids)
         bids *= learned.REACH
         return bids
+
+    @staticmethod
+    def _searched(admit: Singles, nodes: Singles, context: Singles) -> Singles:
+        """[B] for waiting; `learned.searched` here."""
+        sums = np.add.reduce(nodes[:, _CROWDING], axis=2)
+        sums /= np.maximum(sums[:, 2:], 1.0)
+        told = learned.reasons(context[:, :-1], sums[:, 0], sums[:, 1], np)
+        told *= admit
+        return np.asarray(np.add.reduce(told, axis=1))
 
     def _buffers_for(self, count: int, size: int) -> _Buffers:
         own = self._buffers

@@ -116,6 +116,46 @@ def train(
 
 
 @app.command()
+def refine(
+    model: Model,
+    out: Out,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Search who should wait although there is room, on whole windows, and write the model with what was found.
+
+    The network stays as it is. What was found is kept where it is cheaper on validation windows beyond doubt.
+
+    Example: dwcp allocate refine --model models/placer --out models/refined --seed 1
+    """
+    from dwcp.allocation import shipped
+    from dwcp.allocation.learn import card, fleets
+    from dwcp.allocation.learn import refine as refining
+    from dwcp.allocation.learn.search import Plan
+
+    old = _model(model)
+    plan = Plan(seed=seed, stale=bool(old.manifest.figures.get("stale")))
+    begun = time.monotonic()
+    found = _possible(lambda: refining.refine(old.weights, plan, output.remark))
+    seconds = round(time.monotonic() - begun, 1)
+    tried = fleets.tried(found.weights, output.remark)
+    made = refining.remade(
+        old, found, plan, command=f"dwcp allocate refine --seed {seed}", seconds=seconds, tried=tried
+    )
+    again = shipped.load(made)  # refuses what a server would refuse
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in (
+        (WEIGHTS, made.weights),
+        (MANIFEST, made.manifest),
+        (CARD, card.write(again).encode()),
+    ):
+        _put(out / name, content)
+    figures = {name: value for name, value in again.manifest.figures.items() if name.startswith("refine")}
+    answer = {"model": made.digest, "folder": str(out), "kept": found.kept, **figures}
+    output.show(answer, as_json=as_json, text="\n".join(f"{key}: {value}" for key, value in answer.items()))
+
+
+@app.command()
 def evaluate(
     model: Model,
     trace: Trace = "generated:g1",

@@ -24,7 +24,7 @@ def trunk_weights(seed: int, *, zero: bool = False) -> dict[str, np.ndarray]:
         found |= {
             name: np.zeros_like(array)
             for name, array in found.items()
-            if name.startswith(("node.out", "site.out", "defer.out", "out"))
+            if name.startswith(("node.out", "site.out", "defer.out", "out", "admit"))
         }
     return found
 

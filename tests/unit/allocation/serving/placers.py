@@ -33,7 +33,11 @@ def weights(seed: int = 0, *, wide: int = 16, rule: str = "balance") -> dict[str
         name: (rng.standard_normal(shape) / shape[0] ** 0.5).astype(np.float32)
         for name, shape in shapes.items()
     }
-    return found | learned.base_weights(rule, Knobs(money=1.0), sharpness=20.0)
+    products = {
+        name: rng.normal(0.0, 0.2, array.shape).astype(np.float32)
+        for name, array in learned.nothing_searched().items()
+    }
+    return found | products | learned.base_weights(rule, Knobs(money=1.0), sharpness=20.0)
 
 
 def made(
