@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from dwcp.allocation.serving.chain import Decision, Fallback
 from dwcp.models.shadow import Comparison
@@ -13,8 +14,7 @@ NODES_MAX = 131_072  # nodes in all records together: bounds memory where fleets
 COST_FLOOR = 1e-4  # dollars added to both costs: a ratio of nearly nothing says nothing
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A decision as it was made; `fleet` names the nodes' revision, "" where they came with the request."""
 
     decision: Decision

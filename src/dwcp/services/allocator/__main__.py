@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 
+from dwcp.allocation.serving.warming import warm
 from dwcp.runtime.http import Check, Verdict, application, serve_configured
 from dwcp.runtime.keys import create_sign_key, load_sign_key
 from dwcp.runtime.principals import MANAGER, Grant
@@ -28,7 +30,11 @@ async def main(config: AllocatorConfig, process: Process) -> None:
     key = load_sign_key(path) if path.exists() else create_sign_key(path)
     registry = Registry(config.data_dir / "models", KIND, public=key.public)
     stage = Stage(
-        telemetry=process.telemetry, clock=process.clock, registry=registry, use_shipped=config.use_model
+        telemetry=process.telemetry,
+        clock=process.clock,
+        registry=registry,
+        use_shipped=config.use_model,
+        warm=functools.partial(warm, policy=config.policy, terrain=config.terrain),
     )
     desk = Desk(
         clock=process.clock,
@@ -56,6 +62,7 @@ async def main(config: AllocatorConfig, process: Process) -> None:
             telemetry=process.telemetry,
             pure=(*routes.PURE_PATHS, *extender_routes.PURE_PATHS),
             streams=(DEPLOY_PATH,),
+            at_once=routes.at_once(desk),
             grants=tuple(
                 Grant(granted, MANAGER)
                 for granted in (

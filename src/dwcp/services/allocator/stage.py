@@ -10,6 +10,7 @@ between two decisions; one that cannot be loaded leaves what served before.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -63,8 +64,11 @@ class Stage:
         clock: Clock,
         registry: Registry | None = None,
         use_shipped: bool = True,
+        warm: Callable[[Served], None] | None = None,
     ) -> None:
+        """`warm` is done once with each model before it decides."""
         self.registry = registry
+        self._warm = warm
         self.state = Lifecycle()
         self.trouble = ""  # why a model that should serve does not
         self.breaker = Breaker("model", BreakerLimits())
@@ -199,11 +203,16 @@ class Stage:
 
     def _loaded(self, digest: str) -> Served:
         assert self.registry is not None
-        return Served(self.registry.load(digest))
+        return self._ready(Served(self.registry.load(digest)))
+
+    def _ready(self, served: Served) -> Served:
+        if self._warm is not None:
+            self._warm(served)
+        return served
 
     def _own(self) -> Served | None:
         try:
-            return Served(shipped.shipped())
+            return self._ready(Served(shipped.shipped()))
         except ModelRefused as exc:
             self._failed(str(exc))
             return None
