@@ -191,6 +191,34 @@ class Sheet:
         return Standing(self, place, scene)
 
 
+@dataclass(frozen=True, slots=True)
+class Supposed:
+    """The scenes of a standing's workloads, made when somebody looks: most decisions are never explained."""
+
+    scene: Scene  # that of the first
+    guesses: Sequence[int | None]
+    room: Ints  # [B, R, N], or [1, R, N] for all
+    exit_in_s: Floats  # [B, N] or [1, N]
+
+    def seen(self, rank: int) -> Scene:
+        """What workload `rank` finds."""
+        if not rank:
+            return self.scene
+        old, last, version = self.scene, self.scene.last, self.scene.version.copy()
+        for row in self.guesses[:rank]:
+            if row is not None:
+                last = row
+                version[row] += 1
+        own = min(rank, len(self.room) - 1)
+        used = old.roster.capacity - self.room[own].T
+        exit_in_s = self.exit_in_s[own].copy()
+        return Scene(old.roster, used, old.status, old.open, old.age_s, exit_in_s, last, version, old.reach)
+
+    def version(self, rank: int, row: int) -> int:
+        """Of that node, as workload `rank` finds it."""
+        return int(self.scene.version[row]) + self.guesses[:rank].count(row)
+
+
 class Standing:
     """B workloads of a sheet from `place` on: what each finds free, what would be in use, what is feasible.
 
@@ -259,17 +287,11 @@ class Standing:
 
     def seen(self, rank: int) -> Scene:
         """The scene that workload `place + rank` finds."""
-        if not rank:
-            return self.scene
-        old, last, version = self.scene, self.scene.last, self.scene.version.copy()
-        for row in self.guesses[:rank]:
-            if row is not None:
-                last = row
-                version[row] += 1
-        own = min(rank, len(self.room) - 1)
-        used = old.roster.capacity - self.room[own].T
-        exit_in_s = self.exit_in_s[own].copy()
-        return Scene(old.roster, used, old.status, old.open, old.age_s, exit_in_s, last, version, old.reach)
+        return self.supposed().seen(rank)
+
+    def supposed(self) -> Supposed:
+        """What all of them find, for keeping."""
+        return Supposed(self.scene, self.guesses, self.room, self.exit_in_s)
 
     def mean(self) -> Floats:
         """[B, N] of the fractions in use."""

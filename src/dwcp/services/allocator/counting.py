@@ -115,7 +115,7 @@ class Counting:
         waits: Counter[tuple[str, float]] = Counter()
         for decision in decisions:
             row, late = decision.row, 0.0
-            site = NOWHERE if row is None else self._site(decision.scene.roster.sites[row])
+            site = NOWHERE if row is None else self._site(decision.roster.sites[row])
             result = "deferred" if decision.deferred else "none" if row is None else "placed"
             results[site, "model" if decision.by_model else "rule", result] += 1
             results[NOWHERE, "shadow", result] += decision.agreed is not None
@@ -128,11 +128,7 @@ class Counting:
                 wan, energy, late = decision.sheet.bill(decision.place, row)
                 cost = decision.model_cost if decision.by_model else decision.rule_cost
                 wanted = decision.wanted
-                if (
-                    wanted.data_bytes
-                    and wanted.data_site
-                    and wanted.data_site != decision.scene.roster.sites[row]
-                ):
+                if wanted.data_bytes and wanted.data_site and wanted.data_site != decision.roster.sites[row]:
                     travelled[self._known(wanted.data_site, decision), site] += wanted.data_bytes
                 costs[0] += wan
                 costs[1] += energy
@@ -168,7 +164,7 @@ class Counting:
 
     def _known(self, site: str, decision: Decision) -> str:
         """Names of sites that no node has come from whoever asks: they get no series of their own."""
-        return self._site(site) if site in decision.scene.roster.sites else "other"
+        return self._site(site) if site in decision.roster.sites else "other"
 
     def _site(self, site: str) -> str:
         if site not in self._sites and len(self._sites) >= SITES_MAX:

@@ -350,7 +350,7 @@ class Desk:
             sure = [] if ahead is None else self._decide_ahead(ahead, rank, fleet, deadline, now_ms=now_ms)
             for decision in sure:
                 if decision.row is not None and not self._taken(fleet, asked[rank], decision, now_ms):
-                    self.counting.conflict(decision.scene.roster.sites[decision.row])
+                    self.counting.conflict(decision.roster.sites[decision.row])
                     break
                 identity = self.records.keep(decision, fleet=name, at_ms=self._clock.now_ms())
                 yield decision, self._answer(decision, identity=identity)
@@ -413,7 +413,7 @@ class Desk:
             asked.workload,
             row,
             decision.wanted.demand,
-            version=int(decision.scene.version[row]),
+            version=decision.version,
             now_ms=now_ms,
             until_ms=None if asked.commit else now_ms + self._hold_ms,
             run_ms=int(decision.wanted.predicted_s * 1000),
@@ -467,7 +467,7 @@ class Desk:
                 self.day.asked(one.workload, now_ms=now_ms)
             else:
                 by = "model" if decision.by_model else "rule"
-                name = decision.scene.roster.names[row]
+                name = decision.roster.names[row]
                 self.day.placed(decision.wanted, name, by=by, held=one.commit, now_ms=now_ms)
 
     def _told_apart(self, spent: Spent) -> float:
@@ -495,7 +495,7 @@ class Desk:
         by_model = decision.by_model and model is not None
         return PlaceAnswer(
             workload=decision.wanted.name,
-            node="" if row is None else decision.scene.roster.names[row],
+            node="" if row is None else decision.roster.names[row],
             policy=PLACER if by_model else decision.rule.name,
             candidates=candidates_,
             reason=why(decision) if row is None else "",

@@ -18,7 +18,7 @@ from blake3 import blake3
 from dwcp.allocation import shipped
 from dwcp.allocation.policies import learned
 from dwcp.allocation.serving.chain import Decision, Fallback, Served
-from dwcp.allocation.serving.records import Shadow
+from dwcp.allocation.serving.records import Shadow, Trial
 from dwcp.control.breaker import Breaker, BreakerLimits
 from dwcp.models.artefact import ModelRefused
 from dwcp.models.drift import Drift
@@ -74,7 +74,7 @@ class Stage:
         self.breaker = Breaker("model", BreakerLimits())
         self.clocks = Clocks(clock)
         self.shadow = Shadow()
-        self.trial = Shadow()  # of the canary's model alone
+        self.trial = Trial()  # of the canary's model alone
         self.drift = Drift()
         self.refused = Fallback.NO_MODEL  # why there is no model
         self._clock = clock
@@ -170,7 +170,7 @@ class Stage:
         candidate = self._served.get(state.canary)
         self.state, self.active, self.candidate = state, active, candidate
         if (active, candidate) != before:
-            self.shadow, self.trial, self.drift = Shadow(), Shadow(), Drift()
+            self.shadow, self.trial, self.drift = Shadow(), Trial(), Drift()
             self.breaker.reset()
         for served in before:
             if served is not None and served not in (active, candidate):
