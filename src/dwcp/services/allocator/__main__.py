@@ -13,7 +13,7 @@ from dwcp.runtime.keys import create_sign_key, load_sign_key
 from dwcp.runtime.principals import MANAGER, Grant
 from dwcp.runtime.process import Process, run
 from dwcp.runtime.registry import Registry
-from dwcp.services.allocator import extender_routes, routes
+from dwcp.services.allocator import extender_routes, keeping, routes
 from dwcp.services.allocator.config import AllocatorConfig
 from dwcp.services.allocator.desk import Desk
 from dwcp.services.allocator.extender_routes import add_extender_routes
@@ -45,6 +45,10 @@ async def main(config: AllocatorConfig, process: Process) -> None:
         terrain=config.terrain,
     )
     await stage.refresh()
+    day = config.data_dir / keeping.FILE
+    trouble = keeping.take_up(desk, day, now_ms=process.clock.now_ms())
+    if trouble:
+        process.log.warning("day_unknown", detail=trouble)
     process.health.add("policy", lambda: _check(desk))
     app = application(process.health, process.telemetry)
     routes.add_routes(app, desk)
@@ -53,7 +57,11 @@ async def main(config: AllocatorConfig, process: Process) -> None:
     add_model_routes(app, Placers(stage, key, process.clock))
     gc.collect()
     gc.freeze()  # what is loaded by now stays: later collections look at requests alone
-    watching = [asyncio.create_task(stage.watch()), asyncio.create_task(watch(desk))]
+    watching = [
+        asyncio.create_task(stage.watch()),
+        asyncio.create_task(watch(desk)),
+        asyncio.create_task(keeping.keep(desk, day)),
+    ]
     try:
         await serve_configured(
             app,
@@ -79,6 +87,7 @@ async def main(config: AllocatorConfig, process: Process) -> None:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        await keeping.save(desk, day)
 
 
 def _check(desk: Desk) -> Check:

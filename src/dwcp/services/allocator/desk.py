@@ -19,7 +19,7 @@ from dwcp.allocation.heuristics import DEFAULT, HEURISTICS, draws
 from dwcp.allocation.reservations import Reservations
 from dwcp.allocation.serving.ahead import Ahead
 from dwcp.allocation.serving.chain import FAULTS, Decision, Fallback, Rule, Served, decide
-from dwcp.allocation.serving.day import Day
+from dwcp.allocation.serving.day import Day, Told
 from dwcp.allocation.serving.explain import candidates, explanation, why
 from dwcp.allocation.serving.records import Records
 from dwcp.allocation.serving.scene import Scene, Terrain, Wanted, capacity_of, scene_of, wanted_of
@@ -264,6 +264,10 @@ class Desk:
         )
         dealt = self.day.dealt(held=self.fleet.held(), now_ms=now_ms)
         return api.Day(since_ms=self.day.since_ms, now_ms=now_ms, prices=prices, dealt=dealt)
+
+    def told(self) -> Iterator[Told]:
+        """The day's placements, for keeping."""
+        return self.day.told(held=self.fleet.held(), now_ms=self._clock.now_ms())
 
     def model(self) -> api.ModelInfo:
         stage, active = self.stage, self.stage.active
