@@ -134,7 +134,15 @@ async def _serve(pipe: Connection, model: str) -> None:
     paths = (routes.PLACE_PATH, routes.BATCH_PATH, routes.NODES_PATH, routes.RELEASE_PATH, RELEASE_PATH)
     asyncio.get_running_loop().add_reader(pipe.fileno(), stop.set)
     task = asyncio.create_task(
-        serve(app, stop=stop, telemetry=telemetry, plain=(HOST, port), pure=paths, started=started)
+        serve(
+            app,
+            stop=stop,
+            telemetry=telemetry,
+            plain=(HOST, port),
+            pure=paths,
+            at_once=routes.at_once(desk),
+            started=started,
+        )
     )
     await started.wait()
     validated = (0, 0) if stage.active is None else stage.active.nodes

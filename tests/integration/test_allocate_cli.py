@@ -98,3 +98,15 @@ def test_bad_input_is_a_sentence(words: tuple[str, ...], sentence: str) -> None:
     assert done.returncode not in (0, 1)
     assert "Traceback" not in done.stderr
     assert sentence in done.stderr + done.stdout
+
+
+@pytest.mark.process
+def test_a_folder_that_cannot_be_is_said_before_the_work(tmp_path: Path) -> None:
+    """Goal: minutes of training never end without a place. Method: a folder below a file, for one seed and for many;
+    nothing was cut or compiled yet."""
+    (tmp_path / "file").write_bytes(b"")
+    for more in ((), ("--seeds", "0:2")):
+        done = dwcp("train", "--profile", "smoke", "--out", str(tmp_path / "file" / "below"), *more)
+        assert done.returncode == 64, done.stderr
+        assert "nothing can be written there" in done.stderr
+        assert "cutting" not in done.stdout + done.stderr

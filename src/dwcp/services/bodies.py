@@ -19,6 +19,11 @@ async def read(request: Request, shape: type[T], *, empty: T | None = None, most
     body = await request.body() if most is None else await bounded(request, most)
     if not body and empty is not None:
         return empty
+    return decoded(body, shape)
+
+
+def decoded(body: bytes, shape: type[T]) -> T:
+    """The body as `shape`. Raises `Refusal` 422."""
     try:
         return msgspec.json.decode(body, type=shape)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:

@@ -48,3 +48,19 @@ def test_unknown_names_and_wrong_kinds_fail() -> None:
         telemetry.count("dwcp_unheard_of_total")
     with pytest.raises(TypeError):
         telemetry.gauge("dwcp_http_rejected_total", 1, reason="x")
+
+
+def test_equal_values_are_recorded_in_one_go() -> None:
+    """Goal: the series are those of as many single observations. Method: both ways, on, below and above bounds."""
+    many, single = (Telemetry("selector", version="0") for _ in range(2))
+    for value in (0.0, 0.0005, 0.003, 99.0):
+        many.observe_equal("dwcp_journal_sync_seconds", value, 3)
+        for _ in range(3):
+            single.observe("dwcp_journal_sync_seconds", value)
+
+    def shown(telemetry: Telemetry) -> list[str]:
+        lines = telemetry.exposition().decode().splitlines()
+        return [line for line in lines if line.startswith("dwcp_journal") and "_created" not in line]
+
+    assert shown(many) == shown(single)
+    assert "dwcp_journal_sync_seconds_count 12.0" in shown(many)

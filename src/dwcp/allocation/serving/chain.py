@@ -24,9 +24,9 @@ from dwcp.allocation.heuristics import ALIASES, LOAD, TABLE
 from dwcp.allocation.policies import learned
 from dwcp.allocation.policies.rules import Knobs, price
 from dwcp.allocation.serving.offers import Singles
-from dwcp.allocation.serving.scene import Scene, Wanted, view_of
+from dwcp.allocation.serving.scene import Roster, Scene, Wanted, view_of
 from dwcp.allocation.serving.scoring import Scored, Scorer
-from dwcp.allocation.serving.sheet import Sheet, Standing, Tuned, tuned_of
+from dwcp.allocation.serving.sheet import Sheet, Standing, Supposed, Tuned, tuned_of
 from dwcp.models.artefact import Artefact, ModelRefused
 
 NODES = "nodes"  # the manifest's bound on the number of nodes
@@ -130,7 +130,8 @@ class Decision:
 
     sheet: Sheet
     place: int  # of the workload in its sheet
-    scene: Scene
+    supposed: Supposed
+    rank: int  # of the workload in what is supposed
     rule: Rule
     rule_scores: Floats
     rule_column: int
@@ -150,12 +151,28 @@ class Decision:
         self.by_model = column is not None
         if column is None:
             column = self.rule_column
-        self.deferred = column == len(self.scene.open)
-        self.row = _row(column, len(self.scene.open))
+        nodes = len(self.sheet.roster.names)
+        self.deferred = column == nodes
+        self.row = _row(column, nodes)
 
     @property
     def wanted(self) -> Wanted:
         return self.sheet.wanted[self.place]
+
+    @property
+    def roster(self) -> Roster:
+        return self.sheet.roster
+
+    @property
+    def scene(self) -> Scene:
+        """What it saw of the nodes, made anew."""
+        return self.supposed.seen(self.rank)
+
+    @property
+    def version(self) -> int:
+        """Of the node to place on, as the decision saw it."""
+        assert self.row is not None
+        return self.supposed.version(self.rank, self.row)
 
     @property
     def view(self) -> View:
@@ -185,7 +202,8 @@ def decide(
     """
     sheet, place = (Sheet(scene.roster, (wanted,), scene.age_s), 0) if shared is None else shared
     if not len(scene.open):
-        return Decision(sheet, place, scene, rule, np.zeros(1), -1, None, None, None, refused, 0.0, 0.0)
+        nothing = Supposed(scene, (), np.zeros((1, 4, 0), dtype=np.int64), np.zeros((1, 0)))
+        return Decision(sheet, place, nothing, 0, rule, np.zeros(1), -1, None, None, None, refused, 0.0, 0.0)
     standing = sheet.standing(place, scene)
     return judged(standing, rule, model=model, refused=refused, left_s=left_s, expect_s=expect_s).decision(0)
 
@@ -203,7 +221,7 @@ def judged(
     scores = _ruled(standing, rule)
     columns = _choices(scores, standing.mask)
     asked = _asked(standing, scores, rule, model=model, refused=refused, left_s=left_s, expect_s=expect_s)
-    return Judged(standing, rule, model, scores, columns, asked)
+    return Judged(standing, rule, model, scores, columns, asked, standing.supposed())
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +260,7 @@ class Judged:
     scores: Floats
     rule_columns: list[int]
     asked: Asked
+    supposed: Supposed
 
     def row(self, rank: int) -> int | None:
         """Where workload `rank` goes."""
@@ -259,7 +278,8 @@ class Judged:
         return Decision(
             standing.sheet,
             standing.place + rank,
-            standing.seen(rank),
+            self.supposed,
+            rank,
             self.rule,
             self.scores[rank].copy(),
             rule_column,

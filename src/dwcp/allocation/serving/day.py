@@ -1,17 +1,19 @@
 """The last day's placements as they came, so that other rules can be tried on the same demand afterwards.
 
-Kept in memory: a restart begins another day, and says since when. Times are Unix milliseconds of one clock. A
+A restart takes up what was `told` before it. Times are Unix milliseconds of one clock. A
 workload's end is when it was last listed on a node or released; a proposal that nobody ever listed was no placement.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from dwcp.allocation.fleet import quantities
 from dwcp.allocation.serving.scene import Wanted, capacity_of
 from dwcp.api.allocator import Dealt, NodeState
+from dwcp.api.workloads import Shape
 
 DAY_MS = 86_400_000
 DEALT_MAX = 20_000
@@ -30,6 +32,14 @@ class Entry:
     seen_ms: int  # last listed or held
     listed: bool
     ended: bool = False
+
+
+class Told(Shape, frozen=True):
+    """A placement for keeping; `dealt.until_ms` is when it was last seen."""
+
+    dealt: Dealt
+    listed: bool
+    ended: bool
 
 
 @dataclass(slots=True)
@@ -66,6 +76,22 @@ class Day:
         if entry is not None and entry.listed and not entry.ended:
             entry.ended, entry.seen_ms = True, now_ms
 
+    def told(self, *, held: Container[str], now_ms: int) -> Iterator[Told]:
+        """The day as it stands now, for keeping; may be read while it goes on."""
+        for name, entry in list(self._kept.items()):
+            until_ms = now_ms if name in held and not entry.ended else entry.seen_ms
+            yield Told(_dealt(entry, until_ms), entry.listed, entry.ended)
+
+    def take_up(self, since_ms: int, told: Iterable[Told], *, now_ms: int) -> None:
+        """What was told before a restart, as far as it is of the last day; nothing of the future is believed."""
+        for one in told:
+            dealt = one.dealt
+            if now_ms - DAY_MS <= dealt.placed_ms <= now_ms and dealt.until_ms <= now_ms:
+                self._kept[dealt.workload] = _entry(one)
+        while len(self._kept) > DEALT_MAX:
+            self._kept.popitem(last=False)
+        self.since_ms = min(self.since_ms, max(since_ms, now_ms - DAY_MS))
+
     def dealt(self, *, held: Iterable[str], now_ms: int) -> tuple[Dealt, ...]:
         """The day in the order of placements; what is `held` here still runs."""
         running = set(held)
@@ -74,6 +100,24 @@ class Day:
             for name, entry in self._kept.items()
             if entry.listed or now_ms - entry.placed_ms < UNSEEN_MS
         )
+
+
+def _entry(told: Told) -> Entry:
+    dealt = told.dealt
+    wanted = Wanted(
+        name=dealt.workload,
+        demand=quantities(dealt.demand, where="demand"),
+        site=dealt.site,
+        data_site=dealt.data_site,
+        data_bytes=dealt.data_bytes,
+        priority=dealt.priority,
+        predicted_s=dealt.predicted_s,
+        budget_s=dealt.budget_s,
+        slack_s=dealt.budget_s,
+    )
+    return Entry(
+        wanted, dealt.node, dealt.by, dealt.asked_ms, dealt.placed_ms, dealt.until_ms, told.listed, told.ended
+    )
 
 
 def _dealt(entry: Entry, until_ms: int) -> Dealt:

@@ -34,7 +34,7 @@ _STEPS = 14  # halvings of a search
 def explanation(found: Decision, *, identity: str, fleet: str, at_ms: int) -> Explanation:
     """Everything that is known of the decision."""
     score = scorer_of(found)
-    rows = found.scene.roster.names
+    rows = found.roster.names
     return Explanation(
         decision=identity,
         workload=found.wanted.name,
@@ -80,17 +80,18 @@ def why(found: Decision) -> str:
         return "waiting is better than any node that fits now; ask again in a minute"
     if found.row is not None:
         return ""
-    names = found.scene.roster.names
+    names = found.roster.names
     if not names:
         return "no node is known"
-    free, demand = found.scene.free, found.wanted.demand
+    scene, demand = found.scene, found.wanted.demand
+    free = scene.free
     parts = []
     for row, name in enumerate(names[:8]):
         short = np.nonzero(free[row] < demand)[0]
-        if not found.scene.open[row]:
-            parts.append(f"{name}: {_status(found.scene, row)}")
-        elif found.wanted.site and found.scene.roster.sites[row] != found.wanted.site:
-            parts.append(f"{name}: pinned to {found.wanted.site}, this is {found.scene.roster.sites[row]}")
+        if not scene.open[row]:
+            parts.append(f"{name}: {_status(scene, row)}")
+        elif found.wanted.site and found.roster.sites[row] != found.wanted.site:
+            parts.append(f"{name}: pinned to {found.wanted.site}, this is {found.roster.sites[row]}")
         elif len(short):
             column = int(short[0])
             has, needs = max(0, int(free[row, column])), int(demand[column])
@@ -115,7 +116,7 @@ def counterfactual(found: Decision, score: Score) -> tuple[str, ...]:
             amount = _needed(found, score, row, resource)
             if amount is not None:
                 unit = UNITS[RESOURCES[resource]]
-                name = found.scene.roster.names[row]
+                name = found.roster.names[row]
                 sentences.append(f"{name} would win with {amount} {unit} more free {RESOURCES[resource]}")
                 break
     return tuple(sentences)
@@ -130,7 +131,7 @@ def staleness(scene: Scene) -> dict[str, float]:
 
 
 def _named(found: Decision, column: int | None) -> str:
-    names = found.scene.roster.names
+    names = found.roster.names
     if column is None or column < 0:
         return ""
     return "(defer)" if column == len(names) else names[column]
@@ -175,7 +176,7 @@ def _others(found: Decision) -> list[int]:
 
 def _needed(found: Decision, score: Score, row: int, resource: int) -> int | None:
     """The least more free of one resource with which the node would be chosen; None: not with twice its capacity."""
-    most = int(found.scene.roster.capacity[row, resource]) * 2
+    most = int(found.roster.capacity[row, resource]) * 2
     if most <= 0 or not _wins(found, score, row, resource, most):
         return None
     low, high = 0, most

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from dwcp.allocation.serving.chain import Decision, Fallback
 from dwcp.models.shadow import Comparison
@@ -13,8 +14,7 @@ NODES_MAX = 131_072  # nodes in all records together: bounds memory where fleets
 COST_FLOOR = 1e-4  # dollars added to both costs: a ratio of nearly nothing says nothing
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A decision as it was made; `fleet` names the nodes' revision, "" where they came with the request."""
 
     decision: Decision
@@ -36,10 +36,10 @@ class Records:
         self._next += 1
         identity = f"{self.prefix}-{self._next}"
         self._kept[identity] = Record(decision, fleet, at_ms)
-        self._nodes += len(decision.scene.open)
+        self._nodes += len(decision.roster.names)
         while len(self._kept) > RECORDS_MAX or (self._nodes > NODES_MAX and len(self._kept) > 1):
             _, old = self._kept.popitem(last=False)
-            self._nodes -= len(old.decision.scene.open)
+            self._nodes -= len(old.decision.roster.names)
         return identity
 
     def find(self, identity: str) -> Record | None:
@@ -48,7 +48,7 @@ class Records:
 
 @dataclass(slots=True)
 class Shadow:
-    """What the permanent shadow has shown since the model in force began: counts, and paired costs."""
+    """What the permanent shadow has shown since the model in force began."""
 
     decisions: int = 0
     by_model: int = 0
@@ -57,7 +57,6 @@ class Shadow:
     far: int = 0  # out of the model's training range
     regret_usd: float = 0.0  # sum of model's cost less rule's
     cost_usd: float = 0.0  # sum of what was chosen
-    comparison: Comparison = field(default_factory=Comparison)
 
     def add(self, decision: Decision) -> None:
         self.decisions += 1
@@ -69,9 +68,6 @@ class Shadow:
         self.compared += 1
         self.agreed += decision.agreed
         self.regret_usd += decision.model_cost - decision.rule_cost
-        self.comparison = self.comparison.add(
-            decision.model_cost + COST_FLOOR, decision.rule_cost + COST_FLOOR
-        )
 
     @property
     def model_share(self) -> float:
@@ -88,3 +84,16 @@ class Shadow:
     @property
     def out_of_range(self) -> float:
         return self.far / self.decisions if self.decisions else 0.0
+
+
+@dataclass(slots=True)
+class Trial:
+    """A canary's model against the rule, by paired costs of every decision that both made."""
+
+    comparison: Comparison = field(default_factory=Comparison)
+
+    def add(self, decision: Decision) -> None:
+        if decision.agreed is None or decision.rule_column < 0:
+            return
+        model, rule = decision.model_cost + COST_FLOOR, decision.rule_cost + COST_FLOOR
+        self.comparison = self.comparison.add(model, rule)

@@ -56,12 +56,11 @@ class Wanted:
     slack_s: float = BUDGET_S[1]
     may_defer: bool = False
     queued: int = 0
+    worth: float = field(init=False)  # the contract's value at priority 1, dollars
 
-    @property
-    def worth(self) -> float:
-        """The contract's value at priority 1, dollars."""
+    def __post_init__(self) -> None:
         hours = min(self.predicted_s / 3600.0, VALUE_HOURS_MAX)
-        return float(self.demand[0]) / 1000.0 * hours * CORE_HOUR_USD
+        object.__setattr__(self, "worth", float(self.demand[0]) / 1000.0 * hours * CORE_HOUR_USD)
 
     @property
     def waited_s(self) -> float:

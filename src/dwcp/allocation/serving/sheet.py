@@ -41,7 +41,8 @@ class Tuned:
 
 def tuned_of(rule: str, knobs: Knobs) -> Tuned | None:
     """The rule in these parts; None where it is made of others and is asked as a whole."""
-    known = {"local-best-fit": ("best-fit-l2", True)} | {name: (name, False) for name in _ROOMS}
+    known = {name: (name, False) for name in _ROOMS}
+    known |= {"local-best-fit": ("best-fit-l2", True), "local-kube": ("kube-default", True)}
     return Tuned(*known[rule], knobs) if rule in known else None
 
 
@@ -191,6 +192,34 @@ class Sheet:
         return Standing(self, place, scene)
 
 
+@dataclass(frozen=True, slots=True)
+class Supposed:
+    """The scenes of a standing's workloads, made when somebody looks: most decisions are never explained."""
+
+    scene: Scene  # that of the first
+    guesses: Sequence[int | None]
+    room: Ints  # [B, R, N], or [1, R, N] for all
+    exit_in_s: Floats  # [B, N] or [1, N]
+
+    def seen(self, rank: int) -> Scene:
+        """What workload `rank` finds."""
+        if not rank:
+            return self.scene
+        old, last, version = self.scene, self.scene.last, self.scene.version.copy()
+        for row in self.guesses[:rank]:
+            if row is not None:
+                last = row
+                version[row] += 1
+        own = min(rank, len(self.room) - 1)
+        used = old.roster.capacity - self.room[own].T
+        exit_in_s = self.exit_in_s[own].copy()
+        return Scene(old.roster, used, old.status, old.open, old.age_s, exit_in_s, last, version, old.reach)
+
+    def version(self, rank: int, row: int) -> int:
+        """Of that node, as workload `rank` finds it."""
+        return int(self.scene.version[row]) + self.guesses[:rank].count(row)
+
+
 class Standing:
     """B workloads of a sheet from `place` on: what each finds free, what would be in use, what is feasible.
 
@@ -259,17 +288,11 @@ class Standing:
 
     def seen(self, rank: int) -> Scene:
         """The scene that workload `place + rank` finds."""
-        if not rank:
-            return self.scene
-        old, last, version = self.scene, self.scene.last, self.scene.version.copy()
-        for row in self.guesses[:rank]:
-            if row is not None:
-                last = row
-                version[row] += 1
-        own = min(rank, len(self.room) - 1)
-        used = old.roster.capacity - self.room[own].T
-        exit_in_s = self.exit_in_s[own].copy()
-        return Scene(old.roster, used, old.status, old.open, old.age_s, exit_in_s, last, version, old.reach)
+        return self.supposed().seen(rank)
+
+    def supposed(self) -> Supposed:
+        """What all of them find, for keeping."""
+        return Supposed(self.scene, self.guesses, self.room, self.exit_in_s)
 
     def mean(self) -> Floats:
         """[B, N] of the fractions in use."""
@@ -367,7 +390,55 @@ def _tightest(standing: Standing) -> Floats:
     return np.negative(found, out=found)
 
 
-_ROOMS = {"best-fit-l1": Standing.mean, "best-fit-l2": _tightest, "worst-fit": _emptiest}
+def _balanced(standing: Standing) -> Floats:
+    return _level(standing.after)
+
+
+def _level(fractions: Floats) -> Floats:
+    """[B, N] one less the deviation of the fractions [B, R, N]."""
+    return np.asarray(1.0 - fractions.std(axis=1))
+
+
+def _kube_least(standing: Standing) -> Floats:
+    two = standing.after[:, :2]
+    return np.asarray((1.0 - two.mean(axis=1)) + _level(two))
+
+
+def _kube_most(standing: Standing) -> Floats:
+    two = standing.after[:, :2]
+    return np.asarray(two.mean(axis=1) + _level(two))
+
+
+def _matching(standing: Standing) -> Floats:
+    divisor = standing.sheet.roster.divisor
+    part = standing.sheet.demand[standing.part] / divisor
+    return np.asarray(np.add.reduce(part * (standing.free / divisor), axis=1))
+
+
+def _packed(standing: Standing) -> Floats:
+    left = 1.0 - standing.after[:, :2]
+    return np.asarray((20.0 - np.add.reduce(10.0**left, axis=1)) / 18.0)
+
+
+def _busy_anyway(standing: Standing) -> Floats:
+    extends = np.maximum(standing.sheet.predicted[standing.part] - standing.exit_in_s, 0.0)
+    found = np.negative(np.log1p(extends / 600.0))
+    found += _tightest(standing)
+    return found
+
+
+# every rule whose score of a node needs that node alone, so that whichever tuning finds cheapest is served quickly
+_ROOMS = {
+    "best-fit-l1": Standing.mean,
+    "best-fit-l2": _tightest,
+    "worst-fit": _emptiest,
+    "balance": _balanced,
+    "kube-default": _kube_least,
+    "kube-most": _kube_most,
+    "tetris": _matching,
+    "nomad": _packed,
+    "lifetime": _busy_anyway,
+}
 _EXTENDS, _EMPTY, _FEASIBLE = _ROW["extends"], _ROW["empty"], _ROW["feasible"]
 _STATIC = [_ROW[name] for name in ("demand-cpu", "size", "local", "wan", "energy", "late", "age")]
 _DYNAMIC = [*range(7), _EXTENDS, _EMPTY, _FEASIBLE]

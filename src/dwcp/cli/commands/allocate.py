@@ -102,6 +102,7 @@ def train(
     Example: dwcp allocate train --out models/placer --profile dev --seed 1
     (or --seeds 0:10 --ray local)
     """
+    _require_writable(out)
     if seeds:
         work = functools.partial(_seed, profile, algorithm, stale, minutes, anew, share, base)
         _spread(work, seeds, out, ray=ray, as_json=as_json)
@@ -513,6 +514,19 @@ def _counts(text: str) -> list[int]:
     if not found or not all(4 <= count <= 5000 for count in found):
         raise typer.BadParameter(f"--nodes {text[:40]!r}: numbers from 4 to 5000, with commas between")
     return found
+
+
+def _require_writable(out: Path) -> None:
+    """Before minutes of work: its end must have a place. Makes the folder."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as exc:
+        raise TrainingImpossible(
+            f"--out {out}: nothing can be written there: {exc.strerror}; give another folder"
+        ) from exc
 
 
 def _put(place: Path, content: bytes) -> None:

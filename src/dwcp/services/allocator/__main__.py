@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 
+from dwcp.allocation.serving.warming import warm
 from dwcp.runtime.http import Check, Verdict, application, serve_configured
 from dwcp.runtime.keys import create_sign_key, load_sign_key
 from dwcp.runtime.principals import MANAGER, Grant
 from dwcp.runtime.process import Process, run
 from dwcp.runtime.registry import Registry
-from dwcp.services.allocator import extender_routes, routes
+from dwcp.services.allocator import extender_routes, keeping, routes
 from dwcp.services.allocator.config import AllocatorConfig
 from dwcp.services.allocator.desk import Desk
 from dwcp.services.allocator.extender_routes import add_extender_routes
@@ -28,7 +30,11 @@ async def main(config: AllocatorConfig, process: Process) -> None:
     key = load_sign_key(path) if path.exists() else create_sign_key(path)
     registry = Registry(config.data_dir / "models", KIND, public=key.public)
     stage = Stage(
-        telemetry=process.telemetry, clock=process.clock, registry=registry, use_shipped=config.use_model
+        telemetry=process.telemetry,
+        clock=process.clock,
+        registry=registry,
+        use_shipped=config.use_model,
+        warm=functools.partial(warm, policy=config.policy, terrain=config.terrain),
     )
     desk = Desk(
         clock=process.clock,
@@ -39,6 +45,10 @@ async def main(config: AllocatorConfig, process: Process) -> None:
         terrain=config.terrain,
     )
     await stage.refresh()
+    day = config.data_dir / keeping.FILE
+    trouble = keeping.take_up(desk, day, now_ms=process.clock.now_ms())
+    if trouble:
+        process.log.warning("day_unknown", detail=trouble)
     process.health.add("policy", lambda: _check(desk))
     app = application(process.health, process.telemetry)
     routes.add_routes(app, desk)
@@ -47,7 +57,11 @@ async def main(config: AllocatorConfig, process: Process) -> None:
     add_model_routes(app, Placers(stage, key, process.clock))
     gc.collect()
     gc.freeze()  # what is loaded by now stays: later collections look at requests alone
-    watching = [asyncio.create_task(stage.watch()), asyncio.create_task(watch(desk))]
+    watching = [
+        asyncio.create_task(stage.watch()),
+        asyncio.create_task(watch(desk)),
+        asyncio.create_task(keeping.keep(desk, day)),
+    ]
     try:
         await serve_configured(
             app,
@@ -56,6 +70,7 @@ async def main(config: AllocatorConfig, process: Process) -> None:
             telemetry=process.telemetry,
             pure=(*routes.PURE_PATHS, *extender_routes.PURE_PATHS),
             streams=(DEPLOY_PATH,),
+            at_once=routes.at_once(desk),
             grants=tuple(
                 Grant(granted, MANAGER)
                 for granted in (
@@ -72,6 +87,7 @@ async def main(config: AllocatorConfig, process: Process) -> None:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        await keeping.save(desk, day)
 
 
 def _check(desk: Desk) -> Check:

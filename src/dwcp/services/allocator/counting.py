@@ -91,7 +91,7 @@ class Counting:
     def violated(self, nodes: int) -> None:
         self._telemetry.count("dwcp_maddpg_capacity_invariant_violations_total", nodes)
 
-    def _waits(self, decision: Decision, late: float, now_ms: int) -> None:
+    def _waits(self, decision: Decision, late: float, now_ms: int, waits: Counter[tuple[str, float]]) -> None:
         """How long a placed workload has waited, who waits on, and whose waiting budget is over."""
         wanted, missed = decision.wanted, None
         kind = CLASSES[wanted.priority]
@@ -101,7 +101,7 @@ class Counting:
             missed = self.waiting.refused(wanted, site=site, now_ms=now_ms)
         else:
             waited_s, missed = self.waiting.placed(wanted, late=late, now_ms=now_ms)
-            self._telemetry.observe("dwcp_maddpg_wait_seconds", waited_s, priority=kind)
+            waits[kind, waited_s] += 1
         if missed is not None:
             self._telemetry.count("dwcp_maddpg_sla_violations_total", priority=kind, cause=missed.value)
 
@@ -112,9 +112,10 @@ class Counting:
         fallbacks: Counter[str] = Counter()
         costs = [0.0, 0.0, 0.0]
         travelled: Counter[tuple[str, str]] = Counter()
+        waits: Counter[tuple[str, float]] = Counter()
         for decision in decisions:
             row, late = decision.row, 0.0
-            site = NOWHERE if row is None else self._site(decision.scene.roster.sites[row])
+            site = NOWHERE if row is None else self._site(decision.roster.sites[row])
             result = "deferred" if decision.deferred else "none" if row is None else "placed"
             results[site, "model" if decision.by_model else "rule", result] += 1
             results[NOWHERE, "shadow", result] += decision.agreed is not None
@@ -127,16 +128,14 @@ class Counting:
                 wan, energy, late = decision.sheet.bill(decision.place, row)
                 cost = decision.model_cost if decision.by_model else decision.rule_cost
                 wanted = decision.wanted
-                if (
-                    wanted.data_bytes
-                    and wanted.data_site
-                    and wanted.data_site != decision.scene.roster.sites[row]
-                ):
+                if wanted.data_bytes and wanted.data_site and wanted.data_site != decision.roster.sites[row]:
                     travelled[self._known(wanted.data_site, decision), site] += wanted.data_bytes
                 costs[0] += wan
                 costs[1] += energy
                 costs[2] += max(0.0, cost - wan - energy)  # a late start is what is left
-            self._waits(decision, late, now_ms)
+            self._waits(decision, late, now_ms, waits)
+        for (priority, waited_s), count in waits.items():
+            telemetry.observe_equal("dwcp_maddpg_wait_seconds", waited_s, count, priority=priority)
         for (site, kind, result), count in results.items():
             telemetry.count("dwcp_maddpg_decisions_total", count, site=site, policy=kind, result=result)
         for policy, count in policies.items():
@@ -147,8 +146,9 @@ class Counting:
             telemetry.count("dwcp_maddpg_wan_bytes_total", amount, src=src, dst=dst)
         for component, cost in zip(("wan", "energy", "wait"), costs, strict=True):
             telemetry.count("dwcp_maddpg_cost_usd_total", cost, component=component)
-        for _decision in decisions:
-            telemetry.observe("dwcp_maddpg_optimization_seconds", seconds / len(decisions))
+        if decisions:
+            each = seconds / len(decisions)
+            telemetry.observe_equal("dwcp_maddpg_optimization_seconds", each, len(decisions))
 
     def _masked(self, decision: Decision) -> None:
         """Why nothing was feasible: each reason once per decision, and by node."""
@@ -164,7 +164,7 @@ class Counting:
 
     def _known(self, site: str, decision: Decision) -> str:
         """Names of sites that no node has come from whoever asks: they get no series of their own."""
-        return self._site(site) if site in decision.scene.roster.sites else "other"
+        return self._site(site) if site in decision.roster.sites else "other"
 
     def _site(self, site: str) -> str:
         if site not in self._sites and len(self._sites) >= SITES_MAX:

@@ -19,7 +19,7 @@ from dwcp.allocation.heuristics import DEFAULT, HEURISTICS, draws
 from dwcp.allocation.reservations import Reservations
 from dwcp.allocation.serving.ahead import Ahead
 from dwcp.allocation.serving.chain import FAULTS, Decision, Fallback, Rule, Served, decide
-from dwcp.allocation.serving.day import Day
+from dwcp.allocation.serving.day import Day, Told
 from dwcp.allocation.serving.explain import candidates, explanation, why
 from dwcp.allocation.serving.records import Records
 from dwcp.allocation.serving.scene import Scene, Terrain, Wanted, capacity_of, scene_of, wanted_of
@@ -265,6 +265,10 @@ class Desk:
         dealt = self.day.dealt(held=self.fleet.held(), now_ms=now_ms)
         return api.Day(since_ms=self.day.since_ms, now_ms=now_ms, prices=prices, dealt=dealt)
 
+    def told(self) -> Iterator[Told]:
+        """The day's placements, for keeping."""
+        return self.day.told(held=self.fleet.held(), now_ms=self._clock.now_ms())
+
     def model(self) -> api.ModelInfo:
         stage, active = self.stage, self.stage.active
         return api.ModelInfo(
@@ -350,7 +354,7 @@ class Desk:
             sure = [] if ahead is None else self._decide_ahead(ahead, rank, fleet, deadline, now_ms=now_ms)
             for decision in sure:
                 if decision.row is not None and not self._taken(fleet, asked[rank], decision, now_ms):
-                    self.counting.conflict(decision.scene.roster.sites[decision.row])
+                    self.counting.conflict(decision.roster.sites[decision.row])
                     break
                 identity = self.records.keep(decision, fleet=name, at_ms=self._clock.now_ms())
                 yield decision, self._answer(decision, identity=identity)
@@ -413,7 +417,7 @@ class Desk:
             asked.workload,
             row,
             decision.wanted.demand,
-            version=int(decision.scene.version[row]),
+            version=decision.version,
             now_ms=now_ms,
             until_ms=None if asked.commit else now_ms + self._hold_ms,
             run_ms=int(decision.wanted.predicted_s * 1000),
@@ -467,7 +471,7 @@ class Desk:
                 self.day.asked(one.workload, now_ms=now_ms)
             else:
                 by = "model" if decision.by_model else "rule"
-                name = decision.scene.roster.names[row]
+                name = decision.roster.names[row]
                 self.day.placed(decision.wanted, name, by=by, held=one.commit, now_ms=now_ms)
 
     def _told_apart(self, spent: Spent) -> float:
@@ -495,7 +499,7 @@ class Desk:
         by_model = decision.by_model and model is not None
         return PlaceAnswer(
             workload=decision.wanted.name,
-            node="" if row is None else decision.scene.roster.names[row],
+            node="" if row is None else decision.roster.names[row],
             policy=PLACER if by_model else decision.rule.name,
             candidates=candidates_,
             reason=why(decision) if row is None else "",

@@ -136,15 +136,20 @@ def _judged(desk: Desk, args: Json, names: list[str], items: dict[str, Json] | N
 
 
 def pod_demand(pod: Json) -> Capacity:
-    """What the pod asks for: the sum over its containers, or what one of its init containers needs, and overhead."""
+    """What the pod asks for: the sum over its containers and sidecars (init containers that go on), or what one of
+    its other init containers needs beside the sidecars before it; and overhead."""
     spec = _part(pod, "spec")
     running = [_requests(container) for container in _list(spec, "containers")]
-    first = [_requests(container) for container in _list(spec, "initContainers")]
+    first = [(_requests(one), one.get("restartPolicy") == "Always") for one in _list(spec, "initContainers")]
     overhead = _part(spec, "overhead")
     totals = {}
     for name in ("cpu", "memory", "ephemeral-storage"):
-        whole = sum(one.get(name, 0.0) for one in running)
-        most = max((one.get(name, 0.0) for one in first), default=0.0)
+        sidecars = most = 0.0
+        for asked, stays in first:
+            own = asked.get(name, 0.0)
+            most = max(most, sidecars + own)
+            sidecars += own if stays else 0.0
+        whole = sum(one.get(name, 0.0) for one in running) + sidecars
         totals[name] = max(whole, most) + (quantity(overhead[name]) if name in overhead else 0.0)
     return _capacity(totals["cpu"], totals["memory"], totals["ephemeral-storage"], up=True)
 

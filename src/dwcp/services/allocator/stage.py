@@ -10,6 +10,7 @@ between two decisions; one that cannot be loaded leaves what served before.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -17,7 +18,7 @@ from blake3 import blake3
 from dwcp.allocation import shipped
 from dwcp.allocation.policies import learned
 from dwcp.allocation.serving.chain import Decision, Fallback, Served
-from dwcp.allocation.serving.records import Shadow
+from dwcp.allocation.serving.records import Shadow, Trial
 from dwcp.control.breaker import Breaker, BreakerLimits
 from dwcp.models.artefact import ModelRefused
 from dwcp.models.drift import Drift
@@ -63,14 +64,17 @@ class Stage:
         clock: Clock,
         registry: Registry | None = None,
         use_shipped: bool = True,
+        warm: Callable[[Served], None] | None = None,
     ) -> None:
+        """`warm` is done once with each model before it decides."""
         self.registry = registry
+        self._warm = warm
         self.state = Lifecycle()
         self.trouble = ""  # why a model that should serve does not
         self.breaker = Breaker("model", BreakerLimits())
         self.clocks = Clocks(clock)
         self.shadow = Shadow()
-        self.trial = Shadow()  # of the canary's model alone
+        self.trial = Trial()  # of the canary's model alone
         self.drift = Drift()
         self.refused = Fallback.NO_MODEL  # why there is no model
         self._clock = clock
@@ -166,7 +170,7 @@ class Stage:
         candidate = self._served.get(state.canary)
         self.state, self.active, self.candidate = state, active, candidate
         if (active, candidate) != before:
-            self.shadow, self.trial, self.drift = Shadow(), Shadow(), Drift()
+            self.shadow, self.trial, self.drift = Shadow(), Trial(), Drift()
             self.breaker.reset()
         for served in before:
             if served is not None and served not in (active, candidate):
@@ -199,11 +203,16 @@ class Stage:
 
     def _loaded(self, digest: str) -> Served:
         assert self.registry is not None
-        return Served(self.registry.load(digest))
+        return self._ready(Served(self.registry.load(digest)))
+
+    def _ready(self, served: Served) -> Served:
+        if self._warm is not None:
+            self._warm(served)
+        return served
 
     def _own(self) -> Served | None:
         try:
-            return Served(shipped.shipped())
+            return self._ready(Served(shipped.shipped()))
         except ModelRefused as exc:
             self._failed(str(exc))
             return None

@@ -55,3 +55,37 @@ def test_a_day_ends() -> None:
     for number in range(day.DEALT_MAX):
         today.placed(workload(f"w{number}"), "n", by="rule", held=True, now_ms=DAY_MS + 2)
     assert len(today.dealt(held=(), now_ms=DAY_MS + 3)) == day.DEALT_MAX
+
+
+def test_a_restart_takes_the_day_up() -> None:
+    """Goal: a restart loses no placement of the day. Method: tell, take up, compare; then go on as if nothing was."""
+    before = Day(1000)
+    for name, held in (("w", True), ("v", True), ("u", False)):
+        before.placed(workload(name), "n", by="model", held=held, now_ms=2000)
+    before.released("v", now_ms=3000)
+    told = list(before.told(held={"w"}, now_ms=5000))
+
+    after = Day(6000)
+    after.take_up(before.since_ms, told, now_ms=6000)
+    assert after.since_ms == 1000
+    whole = before.dealt(held={"w"}, now_ms=5000)
+    assert after.dealt(held=(), now_ms=6000) == whole
+    assert [one.until_ms for one in whole] == [5000, 3000, 2000]
+    after.listed([listing("w", "v")], now_ms=7000)
+    found = {one.workload: one.until_ms for one in after.dealt(held=(), now_ms=7000)}
+    assert found == {"w": 7000, "v": 3000, "u": 2000}
+
+
+def test_what_is_old_or_of_the_future_is_not_taken_up() -> None:
+    """Goal: the day is one day, whatever the clock did. Method: placements of yesterday and of tomorrow."""
+    before = Day(0)
+    before.placed(workload("old"), "n", by="rule", held=True, now_ms=10)
+    before.placed(workload("new"), "n", by="rule", held=True, now_ms=DAY_MS)
+    told = list(before.told(held=(), now_ms=DAY_MS))
+    after = Day(DAY_MS + 20)
+    after.take_up(0, told, now_ms=DAY_MS + 20)
+    assert [one.workload for one in after.dealt(held=(), now_ms=DAY_MS + 20)] == ["new"]
+    assert after.since_ms == 20
+    back = Day(100)
+    back.take_up(0, told, now_ms=100)
+    assert [one.workload for one in back.dealt(held=(), now_ms=100)] == ["old"]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.allocation.serving import placers
 
-from dwcp.allocation.heuristics import HEURISTICS
+from dwcp.allocation.heuristics import DEFAULT, HEURISTICS
 from dwcp.allocation.policies import learned
 from dwcp.allocation.policies.linear import start
 from dwcp.allocation.policies.rules import RULES, Knobs, policy
@@ -95,7 +95,17 @@ def test_a_batch_shares_and_changes_no_bit(seed: int, count: int) -> None:
         nodes.used[rng.integers(count)] += one.demand
 
 
-@pytest.mark.parametrize("name", ["best-fit-l1", "best-fit-l2", "worst-fit", "local-best-fit"])
+APART = sorted(
+    RULES.keys() - {"random", "power-of-two", "first-fit", "next-fit"}
+)  # these draw, or go by the order
+
+
+def test_the_rule_that_serves_is_taken_apart() -> None:
+    """Goal: whatever tuning finds cheapest, a batch is decided several at a time. Method: the release's own rule."""
+    assert Rule.named(DEFAULT, HEURISTICS[DEFAULT]).tuned is not None
+
+
+@pytest.mark.parametrize("name", APART)
 def test_a_rule_in_parts_is_the_rule(name: str) -> None:
     """Goal: the quick way and the general one agree exactly, headroom for age included. Method: random scenes."""
     knobs = Knobs(money=0.7, reserve=0.2, headroom=0.4)

@@ -119,6 +119,19 @@ def test_what_a_pod_asks_for() -> None:
     assert demand.storage_mib == 954, "a gigabyte, rounded up to whole MiB"
 
 
+def test_sidecars_count_beside_the_containers_and_the_init_containers_after_them() -> None:
+    """Goal: a pod with sidecars is no smaller than the scheduler holds it to be. Method: KEP-753's cases: an init
+    container before the sidecar, and one after it."""
+
+    def container(cpu: str, *, stays: bool = False) -> dict[str, Any]:
+        return {"resources": {"requests": {"cpu": cpu}}} | ({"restartPolicy": "Always"} if stays else {})
+
+    for before, after, expected in (("3", "100m", 3000), ("100m", "3", 3500), ("1", "1", 1500)):
+        first = [container(before), container("500m", stays=True), container(after)]
+        pod = {"spec": {"containers": [container("1")], "initContainers": first}}
+        assert pod_demand(pod).cpu_milli == expected
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

@@ -29,9 +29,9 @@ from dwcp.models.artefact import Made
 from dwcp.models.lifecycle import Verdict, Word
 from dwcp.runtime.clock import ManualClock
 from dwcp.runtime.config import environment
-from dwcp.runtime.http import Health, application
+from dwcp.runtime.http import Health, Refusal, application, refused
 from dwcp.services.allocator.placers import Placers
-from dwcp.services.allocator.routes import add_routes
+from dwcp.services.allocator.routes import add_routes, at_once
 from dwcp.services.model_routes import add_model_routes
 
 
@@ -227,3 +227,40 @@ def test_the_commands_know_the_allocators_models(
     assert set(typed.asked) == {"maddpg-allocator"}
     with pytest.raises(typer.BadParameter, match="maddpg-allocator"):
         typed.run(commands.list_models, "--service", "nobody")
+
+
+def _at_once(app: App, asked: Request) -> tuple[int, bytes]:
+    """Past the app, as a connection does it."""
+    found = next(one for one in at_once(app.bench.desk) if one.path == asked.path)
+    try:
+        return 200, found.answer({}, asked.body)
+    except Refusal as refusal:
+        response = refused(refusal)
+        return response.status_code, bytes(response.body)
+
+
+def test_hot_routes_answer_alike_past_the_app(tmp_path: Path) -> None:
+    """Goal: whether a connection or the app answers, the bytes are the same. Method: two desks on equal clocks are
+    asked the same, good and bad, one each way."""
+    through, past = App(tmp_path / "a"), App(tmp_path / "b")
+    fleet = through.tell()
+    assert past.tell() == fleet
+    items = tuple(wanted(f"b{number}", cpu=700) for number in range(5))
+    questions = [
+        api.place(wanted(fleet=fleet, commit=True)),
+        api.place(wanted("carried", cpu=500)),
+        api.place_batch(api.BatchRequest(items=items, fleet=fleet)),
+        api.release("w"),
+        api.release("nobody"),
+        api.place(wanted(fleet="elsewhere.1")),
+        api.place(wanted(fleet=fleet, policy="no-such-rule")),
+        api.place_batch(api.BatchRequest(items=items * 7, fleet=fleet)),
+        Request("POST", "/v1/place", b"{"),
+        Request("POST", "/v1/release", b""),
+    ]
+    seen = []
+    for asked in questions:
+        one = through.send(asked)
+        assert (one.status_code, one.content) == _at_once(past, asked)
+        seen.append(one.status_code)
+    assert seen == [200, 200, 200, 200, 200, 409, 422, 422, 422, 422]

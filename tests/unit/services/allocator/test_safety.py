@@ -200,7 +200,7 @@ def test_a_canary_decides_at_some_sites(tmp_path: Path) -> None:
 
     assert {answer.fallback for answer in answers.values()} == {"", "canary"}
     assert 8 < sum(answer.by == "model" for answer in answers.values()) < 32
-    assert bench.stage.trial.compared == 40, "all are compared, wherever they were decided"
+    assert bench.stage.trial.comparison.samples == 40, "all are compared, wherever they were decided"
 
 
 def test_a_canary_that_is_dearer_stops(tmp_path: Path) -> None:
