@@ -12,7 +12,7 @@ PAGE = ROOT / "docs" / "allocation" / "results.md"
 BLIND = ("balance", "best-fit-l2", "kube-default", "random")
 COLUMNS = (
     "load", "windows", "rival", "cost", "rival, bounded", "bound", *BLIND, "lost value", "model", "model's share",
-    "gap closed", "saved", "p50, p99 ms", "verdict",
+    "gap closed", "saved", "won back", "p50, p99 ms", "verdict",
 )  # fmt: skip
 QUOTED_SEEDS = 10  # fewer are a check for regressions and support no claim
 HEAD = """# Results of the allocation benchmark
@@ -22,7 +22,8 @@ HEAD = """# Results of the allocation benchmark
 Dollars per 1,000 workloads, lower is better. Rival: the cheapest policy without learning, chosen on validation windows.
 The bound is clairvoyant and covers SLA, waiting, WAN and energy; "rival, bounded" is the rival's cost on those.
 "better" and "worse" need an interval of the gap closed that excludes 0 and at least 10 seeds.
-Saved: what the model costs less than the rival, all components. Times: one decision.
+Saved: what the model costs less than the rival, all components. Won back: its share of what old information costs
+(the stale rival minus the rival that is best with full information, in the same windows). Times: one decision.
 """
 
 
@@ -66,6 +67,7 @@ def _row(one: dict[str, Any], seeds: int) -> str:
         f"{100 * one['model_share']:.1f} %" if one["model"] != "none" else "-",
         _gap(one),
         _saved(one),
+        _won_back(one),
         _times(one),
         _verdict(one, seeds),
     ]
@@ -84,6 +86,12 @@ def _saved(one: dict[str, Any]) -> str:
         return "-"
     found = one["saved"]
     return f"{found['mean']:.2f} ({found['low']:.2f} … {found['high']:.2f})"
+
+
+def _won_back(one: dict[str, Any]) -> str:
+    """Told with old information alone, and only where that has a price."""
+    share = one.get("won_back")
+    return "-" if share is None else f"{100 * share:.0f} % of {one['stale_price_per_window']:.2f} a window"
 
 
 def _times(one: dict[str, Any]) -> str:

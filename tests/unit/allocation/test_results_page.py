@@ -46,7 +46,7 @@ def test_a_claim_needs_ten_seeds(seeds: int, word: str) -> None:
     """Goal: small runs claim nothing. Method: the same result with 10 and with 3 seeds."""
     page = allocator_page.render({"g1": {**ANSWER, "seeds": seeds}})
 
-    assert f"| 99.8 % | 20.0 % (10.0 … 30.0) | 1.00 (0.50 … 1.50) | 0.10, 0.20 | {word} |" in page
+    assert f"| 99.8 % | 20.0 % (10.0 … 30.0) | 1.00 (0.50 … 1.50) | - | 0.10, 0.20 | {word} |" in page
     assert "| 0.95 | 200 | lifetime+ | 10.00 | 9.00 | 5.00 | 11.00 | 12.00 | 13.00 | 14.00 | 1.23 % |" in page
 
 
@@ -57,6 +57,18 @@ def test_no_gap_and_no_bound_are_said() -> None:
 
     page = allocator_page.render({"g1": {**ANSWER, "seeds": 10, "results": [none, unknown]}})
 
-    assert "| none | 1.00 (0.50 … 1.50) | 0.10, 0.20 | no gap |" in page
+    assert "| none | 1.00 (0.50 … 1.50) | - | 0.10, 0.20 | no gap |" in page
     assert "| unknown |" in page
-    assert "| - | 1.00 (0.50 … 1.50) | 0.10, 0.20 | no bound |" in page
+    assert "| - | 1.00 (0.50 … 1.50) | - | 0.10, 0.20 | no bound |" in page
+
+
+def test_what_is_won_back_is_told_where_it_has_a_price() -> None:
+    """Goal: the price of old information is beside the share of it. Method: with a price, and without."""
+    stale = {**RESULT, "won_back": 0.25, "stale_price_per_window": 8.0}
+
+    page = allocator_page.render(
+        {"g1": {**ANSWER, "seeds": 10, "results": [stale, {**stale, "won_back": None}]}}
+    )
+
+    assert "| 25 % of 8.00 a window | 0.10, 0.20 |" in page
+    assert "| - | 0.10, 0.20 |" in page
