@@ -2,9 +2,9 @@
 
 A discounted critic prices a refusal badly: its gain comes hours later, as room for others. Whole windows price it
 exactly. The network stays as it is. Each generation plays pairs of opposite candidates on the same windows (common
-random numbers) and takes an Adam step along the estimated slope; Salimans et al. 2017, mirrored sampling after
-Brockhoff et al. 2010. What comes out is the mean of the last
-steps. NumPy only: many candidates side by side are several times as fast there as in JAX.
+random numbers) and takes an Adam step along the estimated slope; Salimans et al. 2017, mirrored after Brockhoff
+et al. 2010. What comes out is the mean of the last steps. NumPy only: many candidates side by side are several times
+as fast there as in JAX.
 
 Dimensions: K candidates, D = SIZE numbers, W windows. Costs in dollars.
 """
@@ -24,14 +24,7 @@ from dwcp.allocation.env.weights import WEIGHTS
 from dwcp.allocation.fleet import Floats, Ints
 from dwcp.allocation.learn.courses import Course
 from dwcp.allocation.policies import learned
-from dwcp.allocation.policies.learned import (
-    KINDS,
-    REASONS,
-    Weights,
-    crowding,
-    observe,
-    reasons,
-)
+from dwcp.allocation.policies.learned import KINDS, REASONS, Weights, crowding, observe, reasons
 
 SIZE = KINDS * REASONS
 SPREAD = 0.3  # of candidates around the middle, in logits: the layer starts where the network left off
@@ -75,9 +68,8 @@ def candidates(weights: Weights, found: Floats, windows: int) -> Scores:
     def scores(view: View, xp: Any) -> Array:
         inputs = observe(view, base(view, xp), sharpness, np)
         bids = learned.logits(weights, inputs, np)
-        bids[:, -1] += (reasons(inputs.context, *crowding(inputs, np), np) * found[view.row // windows]).sum(
-            -1
-        )
+        told = reasons(inputs.context, *crowding(inputs, np), np)
+        bids[:, -1] += (told * found[view.row // windows]).sum(-1)
         return bids
 
     return scores
