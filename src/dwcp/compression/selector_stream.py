@@ -27,6 +27,7 @@ from dwcp.compression.selector_gate import KEEPS
 _SAME_RATIO, _SAME_PACK = 0.2, 0.3  # logs by which alike segments differ at most, packed by one codec
 _LOOK_MARGIN = 0.03  # log of how far the table's choice has to be beaten
 _LOOKS_ALIKE = 3  # segments alike after which another look says nothing new
+_UNKNOWN_S = math.inf
 _CHANGED = 0.1  # a log ratio or speed this far from the last one is other content
 
 
@@ -34,28 +35,28 @@ class StreamSelector:
     """State of one stream on one link. What is known of its content is a basis of predicted logs and of
     the errors that they turned out to have."""
 
+    # until something of the stream is known: not set one by one, on a fast link nothing is ever asked
+    _known: StreamErrors | None = None  # made when something is asked
+    _place: int | None = None  # what goes on unless something happens
+    _seen: tuple[int, float, float] | None = None  # place, log ratio, log seconds a byte
+    _alike = 0  # segments like the last one in a row, that one included
+    _looks = False  # whether what was seen last asks for another look
+    _watches = True  # whether a look can still pay
+    _typical_s = _UNKNOWN_S  # what a segment of this stream takes: half the last one, half what was thought
+    _rest: Step | None = None  # of all segments to come: nothing that could be asked pays any more
+    _index = 0
+    _first = (-1, 0.0, 0.0)  # of the last segments alike: place, log ratio, log seconds a byte
+    _steady = False  # whether there are several
+
     def __init__(self, selector: Selector, terms: Terms) -> None:
         self._selector, self._terms = selector, terms
-        self._plain = (terms.goal is SOONEST or terms.goal == SOONEST) and not terms.allowed
         self._logs = selector.typical
-        self._known: StreamErrors | None = None  # made when something is asked: on fast links nothing ever is
-        self._place: int | None = None  # what goes on unless something happens
-        self._seen: tuple[int, float, float] | None = None  # place, log ratio, log seconds a byte
-        self._alike = 0  # segments like the last one in a row, that one included
-        self._looks = False  # whether what was seen last asks for another look
-        self._watches = True  # whether a look can still pay
-        self._typical_s = (
-            math.inf
-        )  # what a segment of this stream takes: half the last one, half what was thought
-        self._rest: Step | None = None  # of all segments to come: nothing that could be asked pays any more
-        self._index = 0
-        self._first = (-1, 0.0, 0.0)  # of the last segments alike: place, log ratio, log seconds a byte
-        self._steady = False  # whether there are several
+        self._plain = (terms.goal is SOONEST or terms.goal == SOONEST) and not terms.allowed
 
     def retune(self, link: Link) -> None:
         """The link changed; what is known of the content stays."""
         self._terms = replace(self._terms, link=link)
-        self._place, self._typical_s, self._rest = None, math.inf, None
+        self._place, self._typical_s, self._rest = None, _UNKNOWN_S, None
         self._steady = False
         self._looks = self._seen is not None
 
@@ -66,7 +67,7 @@ class StreamSelector:
             return self._rest
         selector, terms = self._selector, self._terms
         cell = selector.cell(size=size, link=terms.link, mode=terms.mode)
-        if math.isinf(self._typical_s):
+        if self._typical_s == _UNKNOWN_S:
             self._typical_s = cell.seconds
         fresh = self._index == 0
         if fresh and left_bytes - size < cell.quiet_bytes and self._plain:
