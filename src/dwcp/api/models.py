@@ -54,7 +54,8 @@ class Model(Shape, frozen=True):
 
 
 class Models(Shape, frozen=True):
-    """All models of one kind. `trouble`: why the active one does not serve, "" if it does."""
+    """All models of one kind. `trouble`: why the active one does not serve, "" if it does. `otherwise`: what
+    answers where none is active."""
 
     name: str
     roles: Roles
@@ -62,6 +63,7 @@ class Models(Shape, frozen=True):
     evaluation: Evaluation | None = None
     drifted: tuple[str, ...] = ()
     trouble: str = ""
+    otherwise: str = ""
 
 
 class Upload(Shape, frozen=True):

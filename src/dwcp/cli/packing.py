@@ -16,17 +16,24 @@ from dwcp.cli.environment import current
 from dwcp.compression import codecs
 from dwcp.compression.archive import FLAG_TREE
 from dwcp.compression.container import STREAM_ID_SIZE, Header, Writer
-from dwcp.compression.errors import ContainerInvalid, PayloadRefused
+from dwcp.compression.errors import ContainerInvalid, PayloadRefused, UnknownCodec
 from dwcp.compression.pacing import MBIT, Goodput
 from dwcp.runtime import archives, blockstreams
 from dwcp.runtime.archives import FileTarget, Target, TreeTarget, part_of, require_absent
 from dwcp.runtime.blockstreams import BLOCK_BYTES, RAW_BYTES_MAX, Packer, Passed, Tell
 from dwcp.runtime.chunkstore import disk_error
+from dwcp.runtime.errors import Exit, RuntimeFault
 from dwcp.runtime.trees import read_tree
 
 STREAM = Path("-")
 _MEDIUM_BPS = 100 * MBIT  # what a file is packed for where no link is named
 _TOTAL_BYTES = 1 << 30  # a pipe's length, as far as a choice is concerned
+
+
+class CodecNamedWrong(RuntimeFault):
+    """`--codec` names none of this release's; the message lists them."""
+
+    exit_code = Exit.USAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,15 @@ class Unpacking:
     resume: bool = False
     force: bool = False
     raw_bytes_max: int | None = None
+
+
+def require_codec(name: str) -> None:
+    """Before anything is read or written. Raises `CodecNamedWrong`."""
+    if name != "auto":
+        try:
+            codecs.by_name(name)
+        except UnknownCodec as exc:
+            raise CodecNamedWrong(str(exc)) from exc
 
 
 def size_of(source: Path) -> int | None:

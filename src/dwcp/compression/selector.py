@@ -9,6 +9,7 @@ the table's by a margin. Pure: no clock, no codec is run here (but the features'
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -17,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dwcp.compression import codecs, costs_predicted, features
-from dwcp.compression.costs import Goal, Link, Mode, Terms
+from dwcp.compression.costs import Link, Mode, Terms
 from dwcp.compression.costs_predicted import Alike, Bank
 from dwcp.compression.feedback import Belief, Spread
 from dwcp.compression.model import PACK, RATIO, UNPACK, VALUES, Model
-from dwcp.compression.race import Prospect
+from dwcp.compression.race import Prospect, Race
+from dwcp.compression.selector_gate import Gate
 
 Array = NDArray[np.float64]
 
@@ -34,8 +36,11 @@ _SCALE_MAX = math.log(20)
 _DRIFT_RATE = 0.05
 _DRIFT_MAX = math.log(4)
 _SCALE_NOISE = 0.3
-_RATE_MAX = 1e12
-_SOONEST = Goal()
+_EDGES_BPS = tuple(
+    10 ** ((each + 0.5) / _BINS_PER_DECADE) for each in range(12 * _BINS_PER_DECADE)
+)  # 1 bit/s … 1 Tbit/s
+_LARGE_BYTES = 1 << 19  # from here on a block is of the largest class
+SOONEST = Terms(Link(1.0)).goal  # the very object that terms have unless they are told otherwise
 
 
 class Tier(Enum):
@@ -47,6 +52,18 @@ class Tier(Enum):
     RACE = "race"
 
 
+@dataclass(slots=True)
+class Step:
+    """One segment on its way. `lead` is sent unless a race finds better; `late`: race after sending."""
+
+    size: int
+    lead: int
+    table: int
+    tier: Tier
+    race: Race | None = None
+    late: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Cell:
     """What the table knows about a link and a size."""
@@ -56,7 +73,9 @@ class Cell:
     gain: float  # ln(T_table/T_model), out of fold
     idle_s: float  # of the processor while a typical block is sent
     margin: float  # log of how far the table's choice has to be beaten
+    quiet_bytes: float  # a stream with less than this behind its first segment asks nothing: `selector_gate`
     alike: Alike = field(repr=False)
+    rest: Step  # of a whole segment in a stream that asks nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +138,7 @@ class Selector:
         selection_s: float = SELECTION_S,
     ) -> None:
         self.model = model
-        self.selection_s = selection_s
+        self.gate = Gate(selection_s)
         self.busy = 0.0  # log of how much slower packing is now than calibrated
         reference = model.speeds
         self.scale = host_scale(speeds, reference) if speeds is not None else np.zeros(VALUES)
@@ -133,14 +152,24 @@ class Selector:
         self._slower = CAREFUL * np.sqrt(np.maximum(model.spread.sigma.diagonal()[PACK], 0.0))
         self._cells: dict[tuple[object, ...], Cell] = {}
 
+    @property
+    def selection_s(self) -> float:
+        """What one decision by the model costs here, warm."""
+        return self.gate.selection_s
+
+    @selection_s.setter
+    def selection_s(self, measured: float) -> None:
+        self.gate = Gate(measured)
+        self._cells.clear()  # what pays goes by it
+
     def cell(self, *, size: int, link: Link, mode: Mode = Mode.BULK) -> Cell:
         """The table's answer: a look-up after the first time for a bin of rate and a class of size."""
-        rate = round(math.log10(min(link.rate_bps, _RATE_MAX)) * _BINS_PER_DECADE)
-        size_class = min(20, max(16, 2 * round(math.log2(max(1, size)) / 2)))
+        rate = bisect(_EDGES_BPS, link.rate_bps)
+        size_class = 20 if size >= _LARGE_BYTES else max(16, 2 * round(math.log2(max(1, size)) / 2))
         key = (
             rate,
             size_class,
-            mode,
+            id(mode),  # members live for ever, and an enum's own hash is a call into Python
             link.sender_share,
             link.receiver_share,
             link.sender_cores,
@@ -208,7 +237,7 @@ class Selector:
         both = costs_predicted.stages_of(rows, size, link=terms.link)
         (seconds, _), (scored, doubtful) = terms.score(both)
         prospect = Prospect(size, terms, here, belief.covariance, both.row(0), scored, table)
-        if terms.goal != _SOONEST or not math.isfinite(scored[table]):
+        if terms.goal != SOONEST or not math.isfinite(scored[table]):
             place = int(scored.argmin())
         else:
             doubtful[table] = scored[table]
@@ -236,11 +265,16 @@ class Selector:
         learned = self.model.tensors
         row = int(np.argmin(np.abs(np.log(learned["rates"] / rate_bps))))
         column = int(np.argmin(np.abs(np.log(learned["sizes"] / size))))
+        seconds = float(np.exp(np.median(logs[:, place])))
+        gain = _GAIN_TRUST * float(learned["gain"][row, column])
+        idle_s = float(np.median(parts.send[:, place] - parts.compress[:, place]))
         return Cell(
             place=place,
-            seconds=float(np.exp(np.median(logs[:, place]))),
-            gain=_GAIN_TRUST * float(learned["gain"][row, column]),
-            idle_s=float(np.median(parts.send[:, place] - parts.compress[:, place])),
+            seconds=seconds,
+            gain=gain,
+            idle_s=idle_s,
             margin=float(learned["margins"][row]),
+            quiet_bytes=SEGMENT_BYTES * self.gate.quiet_segments(gain, seconds, idle_s=idle_s),
             alike=Alike(here[RATIO], here[PACK], logs, np.log(near.weight)),
+            rest=Step(SEGMENT_BYTES, place, place, Tier.TABLE),
         )

@@ -15,65 +15,48 @@ the wire, for what the next ones can learn.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from dwcp.compression import costs_predicted, features
 from dwcp.compression.costs import Link, Terms
 from dwcp.compression.feedback import StreamErrors
 from dwcp.compression.race import Entry, Race, errors_of
-from dwcp.compression.selector import SEGMENT_BYTES, Cell, Selector, Tier
+from dwcp.compression.selector import SEGMENT_BYTES, SOONEST, Cell, Selector, Step, Tier
+from dwcp.compression.selector_gate import KEEPS
 
-_HORIZON_SEGMENTS = 8.0  # content rarely stays the same for longer
-_KEEPS = 0.7  # share of a decision's worth that the following segments still have
-_COLD = 2.0  # a decision between blocks finds cold caches, the measured ones were warm
-_RACE_WORTH = 0.005  # of a segment's time: what a race saves beside the model's gain
-_RACE_AGAIN = 0.01  # of a segment's time: what one more race saves where the last two segments were alike
 _SAME_RATIO, _SAME_PACK = 0.2, 0.3  # logs by which alike segments differ at most, packed by one codec
-_RACE_COST = 4.0  # decisions by the model: each trial is thought about
-_LOOK_WORTH = 0.0014
-_LOOK_COST = 0.2  # of a decision by the model
 _LOOK_MARGIN = 0.03  # log of how far the table's choice has to be beaten
 _LOOKS_ALIKE = 3  # segments alike after which another look says nothing new
+_UNKNOWN_S = math.inf
 _CHANGED = 0.1  # a log ratio or speed this far from the last one is other content
-
-
-@dataclass(slots=True)
-class Step:
-    """One segment on its way. `lead` is sent unless a race finds better; `late`: race after sending."""
-
-    size: int
-    lead: int
-    table: int
-    tier: Tier
-    race: Race | None = None
-    late: bool = False
 
 
 class StreamSelector:
     """State of one stream on one link. What is known of its content is a basis of predicted logs and of
     the errors that they turned out to have."""
 
+    # until something of the stream is known: not set one by one, on a fast link nothing is ever asked
+    _known: StreamErrors | None = None  # made when something is asked
+    _place: int | None = None  # what goes on unless something happens
+    _seen: tuple[int, float, float] | None = None  # place, log ratio, log seconds a byte
+    _alike = 0  # segments like the last one in a row, that one included
+    _looks = False  # whether what was seen last asks for another look
+    _watches = True  # whether a look can still pay
+    _typical_s = _UNKNOWN_S  # what a segment of this stream takes: half the last one, half what was thought
+    _rest: Step | None = None  # of all segments to come: nothing that could be asked pays any more
+    _index = 0
+    _first = (-1, 0.0, 0.0)  # of the last segments alike: place, log ratio, log seconds a byte
+    _steady = False  # whether there are several
+
     def __init__(self, selector: Selector, terms: Terms) -> None:
         self._selector, self._terms = selector, terms
         self._logs = selector.typical
-        self._errors = StreamErrors(selector.typical_spread)
-        self._place: int | None = None  # what goes on unless something happens
-        self._seen: tuple[int, float, float] | None = None  # place, log ratio, log seconds a byte
-        self._alike = 0  # segments like the last one in a row, that one included
-        self._looks = False  # whether what was seen last asks for another look
-        self._watches = True  # whether a look can still pay
-        self._typical_s = (
-            math.inf
-        )  # what a segment of this stream takes: half the last one, half what was thought
-        self._rest: Step | None = None  # of all segments to come: nothing that could be asked pays any more
-        self._index = 0
-        self._first = (-1, 0.0, 0.0)  # of the last segments alike: place, log ratio, log seconds a byte
-        self._steady = False  # whether there are several
+        self._plain = (terms.goal is SOONEST or terms.goal == SOONEST) and not terms.allowed
 
     def retune(self, link: Link) -> None:
         """The link changed; what is known of the content stays."""
         self._terms = replace(self._terms, link=link)
-        self._place, self._typical_s, self._rest = None, math.inf, None
+        self._place, self._typical_s, self._rest = None, _UNKNOWN_S, None
         self._steady = False
         self._looks = self._seen is not None
 
@@ -82,33 +65,38 @@ class StreamSelector:
         size = len(raw)
         if self._rest is not None and size == self._rest.size:
             return self._rest
-        cell = self._selector.cell(size=size, link=self._terms.link, mode=self._terms.mode)
-        blocks = 1.0 + _KEEPS * min(_HORIZON_SEGMENTS, max(0, left_bytes - size) / SEGMENT_BYTES)
-        cost_s = _COLD * self._selector.selection_s
-        if math.isinf(self._typical_s):
+        selector, terms = self._selector, self._terms
+        cell = selector.cell(size=size, link=terms.link, mode=terms.mode)
+        if self._typical_s == _UNKNOWN_S:
             self._typical_s = cell.seconds
-        segment_s = min(cell.seconds, self._typical_s)
-        could_race = cell.idle_s > cost_s and self._race_pays(cell, cell.seconds)
-        races = could_race and self._race_pays(cell, segment_s)
         fresh = self._index == 0
-        if races and self._steady and _RACE_COST * self._selector.selection_s > _RACE_AGAIN * segment_s:
+        if fresh and left_bytes - size < cell.quiet_bytes and self._plain:
+            whole = size == SEGMENT_BYTES
+            self._rest = cell.rest if whole else Step(size, cell.place, cell.place, Tier.TABLE)
+            self._watches = False
+            return self._rest
+        return self._begin(raw, cell, behind=max(0, left_bytes - size) / SEGMENT_BYTES)
+
+    def _begin(self, raw: bytes | memoryview, cell: Cell, *, behind: float) -> Step:
+        size, gate = len(raw), self._selector.gate
+        segment_s = min(cell.seconds, self._typical_s)
+        could_race = cell.idle_s > gate.cost_s and gate.races(cell.gain, cell.seconds)
+        races = could_race and gate.races(cell.gain, segment_s)
+        if races and self._steady and not gate.races_again(segment_s):
             return Step(size, self._first[0], cell.place, Tier.FEEDBACK)
-        if races or (fresh and (not self._terms.plain or cell.gain * cell.seconds * blocks > cost_s)):
+        fresh = self._index == 0
+        if races or (fresh and (not self._plain or gate.asks(cell.gain, cell.seconds, behind=behind))):
             return self._by_model(raw, cell, races=races)
-        look_s = _LOOK_COST * cost_s
-        self._watches = _LOOK_WORTH * segment_s * blocks > look_s
-        if self._looks and self._watches and self._terms.plain:
+        self._watches = gate.looks(segment_s, behind=behind)
+        if self._looks and self._watches and self._plain:
             return self._looked(size, cell)
         place = cell.place if self._place is None else self._place
         if self._terms.allowed and place not in self._terms.allowed:
             place = 0
         step = Step(size, place, cell.place, Tier.TABLE)
-        if not (could_race or _LOOK_WORTH * cell.seconds * blocks > look_s):
+        if not (could_race or gate.looks(cell.seconds, behind=behind)):
             self._rest = step  # not even for a typical segment
         return step
-
-    def _race_pays(self, cell: Cell, segment_s: float) -> bool:
-        return (max(0.0, cell.gain) + _RACE_WORTH) * segment_s > _RACE_COST * self._selector.selection_s
 
     def settle(self, step: Step) -> int:
         """The codec of the segment: the best that was tried before sending, else the lead."""
@@ -132,15 +120,21 @@ class StreamSelector:
         self._typical_s = 0.5 * (self._typical_s + took_s)
         self._index += 1
 
+    @property
+    def _errors(self) -> StreamErrors:
+        if self._known is None:
+            self._known = StreamErrors(self._selector.typical_spread)
+        return self._known
+
     def _by_model(self, raw: bytes | memoryview, cell: Cell, *, races: bool) -> Step:
         size, selector = len(raw), self._selector
         vector = features.extract(raw)
         if not selector.model.strange(vector):
             self._logs = selector.model.predict(vector)
-            if self._errors.spread is not selector.model.spread:
-                self._errors = StreamErrors(selector.model.spread)
+            if self._known is None or self._known.spread is not selector.model.spread:
+                self._known = StreamErrors(selector.model.spread)
         elif self._errors.spread is not selector.typical_spread:
-            self._logs, self._errors = selector.typical, StreamErrors(selector.typical_spread)
+            self._logs, self._known = selector.typical, StreamErrors(selector.typical_spread)
         decided = selector.weigh(self._logs, self._errors.belief(), size=size, cell=cell, terms=self._terms)
         step = Step(size, decided.place, cell.place, Tier.MODEL)
         if races and decided.prospect is not None:
@@ -153,7 +147,7 @@ class StreamSelector:
         self._looks = False
         assert self._seen is not None
         place, ratio, pack = self._seen
-        keeps = 1.0 - (1.0 - _KEEPS) ** self._alike
+        keeps = 1.0 - (1.0 - KEEPS) ** self._alike
         seconds = cell.alike.seconds(place, ratio=ratio, pack=pack, keeps=keeps)
         self._place = costs_predicted.leaves(seconds, table=cell.place, margin=_LOOK_MARGIN)
         return Step(size, self._place, cell.place, Tier.FEEDBACK)

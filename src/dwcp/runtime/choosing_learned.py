@@ -21,8 +21,8 @@ from dwcp.compression.codecs import Codec
 from dwcp.compression.container import BLOCK_HEADER_BYTES, pack_block
 from dwcp.compression.costs import Link, Terms
 from dwcp.compression.race import Entry
-from dwcp.compression.selector import Selector
-from dwcp.compression.selector_stream import Step, StreamSelector
+from dwcp.compression.selector import Selector, Step
+from dwcp.compression.selector_stream import StreamSelector
 
 PROBE_ABOVE_BPS = 50e6  # below, a codec that works for nothing costs nothing: the probe sees repeats only
 RETUNE = 1.25  # the selector is told where the link's rate has changed by more

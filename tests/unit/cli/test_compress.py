@@ -81,14 +81,24 @@ def test_cut_input_is_reported_and_resumed(text: Path, tmp_path: Path) -> None:
     ("arguments", "code"),
     [
         (("compress", "/nonexistent", "--codec", "lz4"), Exit.REFUSED),
-        (("compress", "{text}", "--codec", "zip"), Exit.FAILED),
+        (("compress", "{text}", "--codec", "zip"), Exit.USAGE),
+        (("send", "{text}", "rome:x", "--codec", "zip"), Exit.USAGE),
         (("compress", "{text}", "-o", "-", "--resume"), Exit.USAGE),
         (("compress", "{text}", "--link", "-3"), Exit.USAGE),
         (("decompress", "{text}"), Exit.USAGE),
         (("decompress", "/nonexistent"), Exit.REFUSED),
         (("decompress", "{text}", "-o", "{text}.new"), Exit.FAILED),
     ],
-    ids=["no file", "no such codec", "resumed pipe", "no such link", "no name", "nothing", "no container"],
+    ids=[
+        "no file",
+        "no such codec",
+        "no such codec to send",
+        "resumed pipe",
+        "no such link",
+        "no name",
+        "nothing",
+        "no container",
+    ],
 )
 def test_mistakes_end_in_one_sentence(text: Path, arguments: tuple[str, ...], code: Exit) -> None:
     """Goal: exit code and a sentence, no traceback. Method: one mistake each."""

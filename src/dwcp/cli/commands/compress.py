@@ -59,6 +59,7 @@ def compress(
 
     target = output or (STREAM if source == STREAM else source.with_name(source.name + SUFFIX))
     _check_streams(target, resume=resume)
+    packing.require_codec(codec)
     began = time.monotonic()
     with _telling("compressing", packing.size_of(source), quiet=quiet or as_json) as tell:
         job = packing.Packing(source, target, codec=codec, link_mbps=link, resume=resume, force=force)

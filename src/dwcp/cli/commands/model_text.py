@@ -20,7 +20,7 @@ def verdict(found: Models) -> str:
         return f"WARN {found.trouble}"
     if found.drifted:
         return f"WARN the data has changed since the model began: {', '.join(found.drifted)}"
-    active = found.roles.active[:12] or f"none: {_without(found)}, or the model that shipped, answers"
+    active = found.roles.active[:12] or f"none: {_without(found)} answers"
     text = f"OK {found.name}, active: {active}"
     return f"{text}; {_evaluation(found.evaluation)}" if found.evaluation else text
 
@@ -85,8 +85,8 @@ def table(found: Models) -> Table:
 
 
 def _without(found: Models) -> str:
-    """What answers where no model does."""
-    return "the rule" if found.name == "maddpg-placer" else "the table"
+    """What answers where no model is active."""
+    return found.otherwise or "what needs no model"
 
 
 def _evaluation(told: Evaluation) -> str:

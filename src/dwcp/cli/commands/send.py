@@ -47,8 +47,9 @@ def send(
 
     Example: dwcp send - rome:log < log.txt && dwcp send rome:log - | grep ERROR
     """
-    from dwcp.cli import sending
+    from dwcp.cli import packing, sending
 
+    packing.require_codec(codec)
     env = current()
     layout = env.layout(state)
     began = time.monotonic()

@@ -43,6 +43,7 @@ class Placers:
             evaluation=self._evaluation(),
             drifted=self.stage.drift.changed,
             trouble=self.stage.trouble,
+            otherwise=self.stage.otherwise,
         )
 
     def show(self, prefix: str) -> api.Shown:

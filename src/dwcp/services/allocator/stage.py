@@ -210,6 +210,11 @@ class Stage:
             self._warm(served)
         return served
 
+    @property
+    def otherwise(self) -> str:
+        """What answers where no model is active."""
+        return "the model that shipped" if self._shipped is not None else "the rule"
+
     def _own(self) -> Served | None:
         try:
             return self._ready(Served(shipped.shipped()))

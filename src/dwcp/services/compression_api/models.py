@@ -49,6 +49,7 @@ class Models:
             evaluation=msgspec.convert(told, api.Evaluation) if told else None,
             drifted=stage.drift.changed,
             trouble=stage.trouble,
+            otherwise=stage.otherwise,
         )
 
     async def deploy(self, upload: api.Upload) -> api.Changed:

@@ -68,6 +68,11 @@ class Stage:
         self.incumbent: Decider = self._shipped or self._table
         self.candidate: Decider | None = None
 
+    @property
+    def otherwise(self) -> str:
+        """What answers where no model is active."""
+        return "the model that shipped" if self._shipped is not None else "the table"
+
     # questions
 
     def decide(self, ask: Ask) -> Decided:

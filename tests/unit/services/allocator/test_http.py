@@ -217,11 +217,13 @@ def test_the_commands_know_the_allocators_models(
     listed = json.loads(typed.run(commands.list_models, "--service", "maddpg-allocator", "--json")[1])
     digest = listed["roles"]["staged"]
     assert listed["name"] == "maddpg-placer"
+    assert listed["otherwise"] in {"the rule", "the model that shipped"}
     shown = json.loads(typed.run(commands.show, digest[:8], "--service", "maddpg-allocator", "--json")[1])
     assert shown["manifest"]["version"] == f"{placers.LABEL}-3"
     code, text = typed.run(commands.canary_deploy, "maddpg-allocator", "20%", "--wait", "0")
     assert (code, "dwcp model rollback maddpg-allocator" in text) == (3, True)
-    assert typed.run(commands.rollback, "maddpg-allocator", "--yes")[1].startswith("OK rolled back")
+    told = typed.run(commands.rollback, "maddpg-allocator", "--yes")[1]
+    assert told.startswith(f"OK rolled back: {listed['otherwise']}")
 
     assert app.bench.stage.state.canary == ""
     assert set(typed.asked) == {"maddpg-allocator"}

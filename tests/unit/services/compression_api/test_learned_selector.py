@@ -84,6 +84,7 @@ def test_without_its_own_files_the_table_answers(tmp_path: Path, monkeypatch: py
             headers = {**OCTETS, "X-Bandwidth-Bps": "1000000"}
             answer = await running.ask("POST", PREDICT_PATH, content=b"again " * 2000, headers=headers)
             assert answer.json()["tier"] == "table"
+            assert (await running.ask("GET", "/api/v1/models")).json()["otherwise"] == "the table"
             assert "gone.safetensors" in (await running.ask("GET", "/api/v1/model/info")).json()["detail"]
 
     asyncio.run(main())
@@ -97,6 +98,7 @@ def test_the_shipped_model_serves_and_is_deployed_like_any_other(tmp_path: Path)
         async with service(tmp_path, family=FAMILY) as running:
             info = (await running.ask("GET", "/api/v1/model/info")).json()
             assert info["tier"] == "model"
+            assert running.stage.otherwise == "the model that shipped"
             assert info["training"]["regret_gmean_A"] < 0.1
             models = Models(running.stage, SigningKey.from_seed(b"c" * 32), ManualClock())
             staged = await models.deploy(api.Upload(MANIFEST, WEIGHTS))

@@ -266,7 +266,8 @@ def test_without_a_family_the_table_answers_and_says_so(tmp_path: Path) -> None:
         async with service(tmp_path) as running:
             refused = await _deploy(running, scene.model(always=SOUND))
             assert (refused.status_code, "no learned selector" in refused.text) == (409, True)
-            assert (await running.ask("GET", "/api/v1/models")).json()["models"] == []
+            listed = (await running.ask("GET", "/api/v1/models")).json()
+            assert (listed["models"], listed["otherwise"]) == ([], "the table")
             assert (await running.ask("GET", "/api/v1/models/abc")).status_code == 409
 
     asyncio.run(main())
