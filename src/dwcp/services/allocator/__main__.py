@@ -35,6 +35,7 @@ async def main(config: AllocatorConfig, process: Process) -> None:
         registry=registry,
         use_shipped=config.use_model,
         warm=functools.partial(warm, policy=config.policy, terrain=config.terrain),
+        drift_max=config.drift_max,
     )
     desk = Desk(
         clock=process.clock,

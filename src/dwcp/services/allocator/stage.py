@@ -18,10 +18,10 @@ from blake3 import blake3
 from dwcp.allocation import shipped
 from dwcp.allocation.policies import learned
 from dwcp.allocation.serving.chain import Decision, Fallback, Served
+from dwcp.allocation.serving.drifting import MOST, Drifting
 from dwcp.allocation.serving.records import Shadow, Trial
 from dwcp.control.breaker import Breaker, BreakerLimits
 from dwcp.models.artefact import ModelRefused
-from dwcp.models.drift import Drift
 from dwcp.models.lifecycle import Lifecycle, Word
 from dwcp.models.shadow import Verdict
 from dwcp.runtime.clock import Clock
@@ -65,8 +65,9 @@ class Stage:
         registry: Registry | None = None,
         use_shipped: bool = True,
         warm: Callable[[Served], None] | None = None,
+        drift_max: float = MOST,
     ) -> None:
-        """`warm` is done once with each model before it decides."""
+        """`warm` is done once with each model before it decides; `drift_max`: see `Drifting.most`."""
         self.registry = registry
         self._warm = warm
         self.state = Lifecycle()
@@ -75,7 +76,8 @@ class Stage:
         self.clocks = Clocks(clock)
         self.shadow = Shadow()
         self.trial = Trial()  # of the canary's model alone
-        self.drift = Drift()
+        self._drift_max = drift_max
+        self.drift = Drifting(drift_max)
         self.refused = Fallback.NO_MODEL  # why there is no model
         self._clock = clock
         self._telemetry = telemetry
@@ -101,7 +103,7 @@ class Stage:
             return model, Fallback.CLOCK
         if not self.breaker.allows(now_ms=self._clock.monotonic_ms()):
             return model, Fallback.BREAKER
-        return model, ""
+        return model, Fallback.DRIFT if self.drift.far else ""
 
     def noted(self, decision: Decision, *, faulty: bool) -> None:
         """What a decision shows of the model."""
@@ -113,13 +115,8 @@ class Stage:
         if decision.model is not None and decision.model is self.candidate:
             self.trial.add(decision)
         self._asked += 1
-        scored = decision.scored
-        if scored is None or self._asked % DRIFT_EVERY or decision.row is None:
-            return
-        values = (*scored.nodes[:, decision.row].tolist(), *scored.context.tolist())
-        if self.drift.add(dict(zip((*learned.NODE, *learned.CONTEXT), values, strict=True))):
-            for name, index in self.drift.indices.items():
-                self._telemetry.gauge("dwcp_maddpg_feature_psi", index, feature=name)
+        if self._asked % DRIFT_EVERY == 0:
+            self._look(decision)
 
     def judge(self) -> None:
         """Notes what the shadow says of a canary; one that is surely dearer stops deciding at once."""
@@ -133,6 +130,18 @@ class Stage:
         word = Word(verdict, self._clock.now_ms(), self.trial.comparison.samples)
         self._swap(registry.change(lambda state: state.judged(candidate.digest, word)))
         self._stamp = registry.stamp()
+
+    def _look(self, decision: Decision) -> None:
+        """Whether the data moves away. Of the node that the model would take, whoever decides: another policy's
+        nodes would be another distribution, and a model that was benched for it would never come back."""
+        scored, column = decision.scored, decision.model_column
+        row = decision.row if column is None else column
+        if scored is None or row is None or row >= scored.nodes.shape[1]:
+            return
+        values = (*scored.nodes[:, row].tolist(), *scored.context.tolist())
+        if self.drift.add(dict(zip((*learned.NODE, *learned.CONTEXT), values, strict=True))):
+            for name, index in self.drift.indices.items():
+                self._telemetry.gauge("dwcp_maddpg_feature_psi", index, feature=name)
 
     # changes
 
@@ -170,7 +179,7 @@ class Stage:
         candidate = self._served.get(state.canary)
         self.state, self.active, self.candidate = state, active, candidate
         if (active, candidate) != before:
-            self.shadow, self.trial, self.drift = Shadow(), Trial(), Drift()
+            self.shadow, self.trial, self.drift = Shadow(), Trial(), Drifting(self._drift_max)
             self.breaker.reset()
         for served in before:
             if served is not None and served not in (active, candidate):
@@ -222,6 +231,8 @@ class Stage:
             return f"a model does not serve: {self.trouble}"
         if self.active is None:
             return "no learned model is loaded; placements come from the rule named in `policy`"
+        if self.drift.far:
+            return self.drift.detail()
         low, high = self.active.nodes
         return (
             f"a learned model decides for {low} to {high} nodes; the rule named in `policy` where it may not"
