@@ -4,12 +4,13 @@
     canary ── decides at a share of the sites, by the hash of their names; elsewhere the model before it does
 
 A change is seen within a second. A model is loaded, tested by its golden vectors and swapped in by one assignment
-between two decisions; one that cannot be loaded leaves what served before.
+between two decisions; one that cannot be loaded, or fails its rehearsal, leaves what served before.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from dwcp.allocation.policies import learned
 from dwcp.allocation.serving.chain import Decision, Fallback, Served
 from dwcp.allocation.serving.drifting import MOST, Drifting
 from dwcp.allocation.serving.records import Shadow, Trial
+from dwcp.allocation.serving.rehearsal import DECISIONS, Rehearsal, Rehearsed
 from dwcp.control.breaker import Breaker, BreakerLimits
 from dwcp.models.artefact import ModelRefused
 from dwcp.models.lifecycle import Lifecycle, Word
@@ -33,6 +35,7 @@ JUMP_MS = 2_000  # wall and monotonic time may part by so much between two decis
 DISTRUST_MS = 10_000  # after a jump ages mean nothing until nodes have been told anew
 DRIFT_EVERY = 8  # decisions for one look at the features
 KIND = Kind(learned.NAME, learned.SCHEMA, learned.forward)
+PAUSE_S = 0.0005  # between two decisions of a rehearsal
 _SHARES = 10_000
 
 
@@ -69,6 +72,9 @@ class Stage:
     ) -> None:
         """`warm` is done once with each model before it decides; `drift_max`: see `Drifting.most`."""
         self.registry = registry
+        self.rehearsal: Callable[[], Rehearsal] | None = None  # what a model goes through before it decides
+        self._rehearsing: tuple[str, int] | None = None  # digest, decisions done
+        self._one = asyncio.Lock()  # a rehearsal at a time: it takes a core
         self._warm = warm
         self.state = Lifecycle()
         self.trouble = ""  # why a model that should serve does not
@@ -145,6 +151,24 @@ class Stage:
 
     # changes
 
+    async def prepare(self, served: Served) -> Rehearsed:
+        """Warms and rehearses a model off the loop; after it, it may be swapped in. Raises `ModelRefused`."""
+        async with self._one:
+            rehearsal = None if self.rehearsal is None else self.rehearsal()
+            try:
+                return await asyncio.to_thread(self._ready, served, rehearsal)
+            finally:
+                self._rehearsing = None
+
+    async def prepare_stored(self, digest: str) -> Rehearsed:
+        """The same with a model of the registry, unless it serves already. Raises `ModelRefused`."""
+        if digest in self._served or self.registry is None:
+            return Rehearsed()
+        served = Served(await asyncio.to_thread(self.registry.load, digest))
+        found = await self.prepare(served)
+        self._served = {**self._served, digest: served}
+        return found
+
     async def refresh(self) -> None:
         """Loads what the state file says and swaps; what cannot be loaded is said, and what served goes on."""
         registry = self.registry
@@ -156,8 +180,9 @@ class Stage:
         except RegistryDamaged as exc:
             self._failed(str(exc))
             return
-        loaded, trouble = await asyncio.to_thread(self._load, {state.active, state.canary} - {""})
-        self._served = loaded
+        trouble = await self._load({state.active, state.canary} - {""})
+        kept = {state.active, state.canary, state.previous}  # the previous one: going back takes no time
+        self._served = {digest: served for digest, served in self._served.items() if digest in kept}
         if trouble:
             self._failed(trouble)
         else:
@@ -201,32 +226,44 @@ class Stage:
         self.refused = Fallback.SCHEMA if "other features" in trouble else Fallback.NO_MODEL
         self._telemetry.count("dwcp_maddpg_model_reload_total", result="failed")
 
-    def _load(self, digests: set[str]) -> tuple[dict[str, Served], str]:
-        found, trouble = {}, ""
+    async def _load(self, digests: set[str]) -> str:
+        """Why one of them does not serve, "" if all can."""
+        trouble = ""
         for digest in sorted(digests):
             try:
-                found[digest] = self._served.get(digest) or self._loaded(digest)
+                await self.prepare_stored(digest)
             except ModelRefused as exc:
                 trouble = trouble or f"{digest[:12]}: {exc}"
-        return found, trouble
+        return trouble
 
-    def _loaded(self, digest: str) -> Served:
-        assert self.registry is not None
-        return self._ready(Served(self.registry.load(digest)))
-
-    def _ready(self, served: Served) -> Served:
+    def _ready(self, served: Served, rehearsal: Rehearsal | None = None) -> Rehearsed:
         if self._warm is not None:
             self._warm(served)
-        return served
+        if rehearsal is None:
+            return Rehearsed()
+
+        def said(done: int) -> None:
+            self._rehearsing = served.digest, done
+            time.sleep(PAUSE_S)  # requests go first
+
+        return rehearsal.of(served, said)
 
     def _own(self) -> Served | None:
         try:
-            return self._ready(Served(shipped.shipped()))
+            own = Served(shipped.shipped())
+            self._ready(own)
+            return own
         except ModelRefused as exc:
             self._failed(str(exc))
             return None
 
     def detail(self) -> str:
+        if self._rehearsing is None:
+            return self._detail()
+        digest, done = self._rehearsing
+        return f"{self._detail()}; model {digest[:12]} rehearses: {done:,} of {DECISIONS:,} decisions"
+
+    def _detail(self) -> str:
         if self.trouble:
             return f"a model does not serve: {self.trouble}"
         if self.active is None:
