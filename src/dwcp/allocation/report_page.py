@@ -15,7 +15,7 @@ from dwcp.api.workloads import Shape
 
 GAP = "–"
 NODES_MAX = 200  # rows; the fullest are kept
-WIDTH, ROW, LEFT, RIGHT = 760, 46, 90, 250  # of the picture of costs, pixels
+WIDTH, ROW, LEFT, RIGHT = 760, 60, 90, 250  # of the picture of costs, pixels
 SPAN_MIN = 0.02  # of its axis, to either side
 TITLES = {"cpu_milli": "CPU", "memory_mib": "memory", "storage_mib": "storage", "bandwidth_mbps": "link"}
 UNITS = {
@@ -142,7 +142,7 @@ def _rival(name: str, one: Against, top: int, span: float) -> str:
     if one.saved is not None:
         shape = f"{kind} open" if one.saved_low is None else kind
         marks.append(f'<circle class="{shape}" cx="{_x(one.saved, span):.1f}" cy="{middle}" r="6"/>')
-    label = f"$ {one.ours_usd:.4g}, it $ {one.theirs_usd:.4g}"
+    label = f"here $ {one.ours_usd:.4g}, there $ {one.theirs_usd:.4g}"
     beyond = f"there {one.theirs_waited} waited, {one.theirs_never} never started"
     right = WIDTH - RIGHT + 12
     return (
