@@ -163,7 +163,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "dwcp_maddpg_feature_psi",
         Kind.GAUGE,
-        "Population stability index of a feature; above 0.25 the data has changed.",
+        "Population stability index of a feature; above 0.2 the data has changed; see drift.",
         ("feature",),
     ),
     Metric(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -213,6 +214,31 @@ def test_the_day_is_replayed(
     assert desk.run(allocation_report.resource_allocation_report) == code, desk.out.getvalue()
     assert f"% {said} (95 %:" in desk.out.getvalue()
     assert "the day's 40 placements (0 by a model) beside drf" in desk.out.getvalue()
+    page = next(line for line in desk.out.getvalue().splitlines() if line.startswith("page: "))[6:]
+    assert f"{'+' if code == 0 else '-'}" in page_of(Path(page))
+    assert Path(page).parent.joinpath("answer.json").exists(), "beside the record of the run"
+
+
+def page_of(place: Path) -> str:
+    """What it says of first-fit: the share saved."""
+    found = re.search(r">([+-][\d.]+%) \(", place.read_text())
+    assert found
+    return found[1]
+
+
+def test_the_page_goes_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: `--out`, and a sentence where nothing can be written. Method: a file, then a folder."""
+    monkeypatch.setattr(calls, "require_installed", lambda _layout: None)
+    monkeypatch.setattr(scraping, "scrape", lambda *_: {"dwcp_maddpg_optimization_total": []})
+    monkeypatch.setattr(scraping, "agents", lambda _layout: [])
+    desk = Desk(tmp_path / "state", monkeypatch, fleet_only)
+    report, place = allocation_report.resource_allocation_report, tmp_path / "page.html"
+
+    assert desk.run(report, "--out", str(place), "--json") == 0, desk.out.getvalue()
+    assert json.loads(desk.out.getvalue())["result"]["page"] == str(place)
+    assert place.read_text().startswith("<!doctype html>")
+    assert desk.run(report, "--out", str(tmp_path)) == 3
+    assert "give another file" in desk.out.getvalue()
 
 
 def test_a_report_on_nothing_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,13 +32,20 @@ class Ahead:
         self._guesses = _favourites(sheet, scene, rule, model)
 
     def decide(
-        self, place: int, scene: Scene, *, model: Served, left_s: Callable[[], float], expect_s: float
+        self,
+        place: int,
+        scene: Scene,
+        *,
+        model: Served,
+        left_s: Callable[[], float],
+        expect_s: float,
+        refused: str = "",
     ) -> list[Decision]:
         """On workload `place` and as many after it as are sure, in `scene`; as `chain.decide`. At least one."""
         supposed = self._guesses[place : place + TOGETHER_MAX - 1]
         supposed = supposed[: len(self._sheet.wanted) - place - 1]
         standing = Standing(self._sheet, place, scene, supposed)
-        found = judged(standing, self._rule, model=model, left_s=left_s, expect_s=expect_s)
+        found = judged(standing, self._rule, model=model, refused=refused, left_s=left_s, expect_s=expect_s)
         rows = [found.row(rank) for rank in range(len(supposed) + 1)]
         self._guesses[place : place + len(rows)] = rows
         wrong = (rank for rank, row in enumerate(supposed) if rows[rank] != row)

@@ -47,9 +47,11 @@ class Fallback(StrEnum):
     ERROR = "error"
     CONFLICT = "conflict"
     CANARY = "canary"
+    DRIFT = "drift"
 
 
 FAULTS = frozenset({Fallback.TIMEOUT, Fallback.NAN, Fallback.ERROR})  # what a breaker counts
+SHADOWED = frozenset({Fallback.CANARY, Fallback.DRIFT})  # the model is asked although it may not decide
 
 
 class Served:
@@ -198,7 +200,7 @@ def decide(
     """`refused`: why the model may not decide this one, "" if it may; `left_s` of the deadline,
     `expect_s` is what a decision with the model takes; `shared`: the batch's sheet and the workload's place in it.
 
-    The model is asked although it is refused where that costs little to know (`CANARY`): its choice is the shadow.
+    The model is asked although it is refused where that costs little to know (`SHADOWED`): its choice is the shadow.
     """
     sheet, place = (Sheet(scene.roster, (wanted,), scene.age_s), 0) if shared is None else shared
     if not len(scene.open):
@@ -320,7 +322,7 @@ def _asked(
     expect_s: float,
 ) -> Asked:
     """The model's bids and choices, and why they do not count. `expect_s`: of one decision."""
-    if model is None or refused not in ("", Fallback.CANARY):
+    if model is None or (refused and refused not in SHADOWED):
         return Asked.nothing(standing, refused or Fallback.NO_MODEL)
     if not model.validated(len(standing.scene.open)):
         return Asked.nothing(standing, Fallback.OOD)

@@ -42,6 +42,10 @@ class Records:
             self._nodes -= len(old.decision.roster.names)
         return identity
 
+    def newest(self, most: int) -> tuple[Decision, ...]:
+        """The oldest of them first."""
+        return tuple(record.decision for record in self._kept.values())[-most:]
+
     def find(self, identity: str) -> Record | None:
         return self._kept.get(identity)
 

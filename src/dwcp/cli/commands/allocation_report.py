@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
@@ -13,6 +14,8 @@ from dwcp.api.workloads import Shape
 from dwcp.cli.output import Table
 from dwcp.cli.scripts import Outcome, Run, script
 from dwcp.operations.runs import Section, judged
+from dwcp.runtime.clock import iso
+from dwcp.runtime.errors import Exit, RuntimeFault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,12 +23,20 @@ if TYPE_CHECKING:
     from dwcp.allocation.replay import Against, Replay
     from dwcp.allocation.report import Commits, Decisions, Fleet, NodeUse, Samples
     from dwcp.api.manager import NodeView, WorkloadView
+    from dwcp.runtime.runs import Runs
 
 NAME = "resource-allocation-report"
 LATE_MAX = 0.01  # of the workloads with a deadline: above it is a finding
 NODES_SHOWN = 20
+PAGE = "report.html"
 GAP = "-"
 T = TypeVar("T")
+
+
+class PageUnwritable(RuntimeFault):
+    """The page cannot be written where `--out` says: give another file."""
+
+    exit_code = Exit.UNKNOWN
 
 
 class SiteUse(Shape, frozen=True):
@@ -54,6 +65,7 @@ class Report(Shape, frozen=True):
     wan_bytes_total: int | None
     replay: dict[str, Any] | None = None  # the day's placements beside first-fit and DRF
     last_known: dict[str, Any] | None = None  # of an earlier run, where the allocator does not answer now
+    page: str = ""  # the file that shows it; "" where none could be kept
 
 
 @script(NAME, answers=Report, budget_s=60.0)
@@ -62,19 +74,24 @@ def resource_allocation_report(
     late_max: Annotated[
         float, typer.Option(min=0, max=1, help="share of missed deadlines above which it is a finding")
     ] = LATE_MAX,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="file for the page (HTML) that shows it; else in the record of this run"),
+    ] = None,
 ) -> Outcome:
     """Report how the fleet is used: by site, node, tenant, policy; conflicts, rejections, stranded cores, WAN bytes.
 
     The last day's placements are replayed against first-fit and DRF on the same demand, with the 95 % interval
-    of the saving. What cannot be measured is shown as a gap, never as zero. Exit codes: 0 well; 1 findings: late
-    work, a model that is worse than its rule, placements that are surely dearer than first-fit's or DRF's, nodes
-    that do not answer; 2 a node holds more than it has; 3 a source
-    does not answer: its part is not known.
+    of the saving. A page (HTML, without scripts) shows all of it. What cannot be measured is a gap, never a
+    zero. Exit codes: 0 well; 1 findings: late work, a model that is worse than its rule, placements that are surely
+    dearer than first-fit's or DRF's, nodes that do not answer; 2 a node holds more than it has; 3 a source does not
+    answer: its part is not known.
 
     Example: ./scripts/resource-allocation-report.sh
     (the same as dwcp ops resource-allocation-report)
     """
-    from dwcp.allocation import report
+    from dwcp.allocation import report, report_page
+    from dwcp.allocation.report_page import Told
     from dwcp.cli.calls import require_installed
 
     require_installed(run.layout)
@@ -101,15 +118,45 @@ def resource_allocation_report(
         last_known=_last_known(run) if decided is None else None,
     )
     verdict, said = judged(sections)
+    summary = said if verdict is not Verdict.OK else _summary(found, decided)
+    gaps = tuple((each.name, each.detail) for each in sections if each.verdict is Verdict.UNKNOWN)
+    told = Told(verdict.value.upper(), summary, iso(run.env.clock.now_ms()), gaps)
+    shown = _keep(run, report_page.page(told, found, decided, replayed), out)
     return Outcome(
         verdict,
-        said if verdict is not Verdict.OK else _summary(found, decided),
-        result=result,
-        lines=(*_lines(found, decided, counted, result), *_replay_lines(replayed)),
+        summary,
+        result=msgspec.structs.replace(result, page=shown),
+        lines=(
+            *_lines(found, decided, counted, result),
+            *_replay_lines(replayed),
+            *((f"page: {shown}",) if shown else ()),
+        ),
         table=None if found is None else _table(result),
         sections=tuple(sections),
         next=_next(verdict, sections),
     )
+
+
+def _keep(run: Run, page: str, out: Path | None) -> str:
+    """Where it is now: `out`, or beside the run's answer; "" where runs are not recorded. Raises `PageUnwritable`."""
+    if out is not None:
+        try:
+            out.write_text(page, encoding="utf-8")
+        except OSError as exc:
+            raise PageUnwritable(f"--out {out}: {exc.strerror}; give another file") from exc
+        return str(out)
+    from dwcp.runtime.durable import replace_private
+
+    kept: list[str] = []
+
+    def keep(runs: Runs) -> None:
+        place = runs.folder / run.record.id / PAGE
+        replace_private(place, page.encode())
+        kept.append(str(place))
+
+    if run.record.id:
+        run.keep(keep)
+    return "".join(kept)
 
 
 def _asked(

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import functools
 import gc
+import time
 
+from dwcp.allocation.serving.rehearsal import DECISIONS, Rehearsal
 from dwcp.allocation.serving.warming import warm
 from dwcp.runtime.http import Check, Verdict, application, serve_configured
 from dwcp.runtime.keys import create_sign_key, load_sign_key
@@ -15,7 +17,7 @@ from dwcp.runtime.process import Process, run
 from dwcp.runtime.registry import Registry
 from dwcp.services.allocator import extender_routes, keeping, routes
 from dwcp.services.allocator.config import AllocatorConfig
-from dwcp.services.allocator.desk import Desk
+from dwcp.services.allocator.desk import DEADLINE_S, Desk
 from dwcp.services.allocator.extender_routes import add_extender_routes
 from dwcp.services.allocator.placers import Placers
 from dwcp.services.allocator.rebalance_routes import PLAN_PATH, add_rebalance_routes
@@ -35,6 +37,7 @@ async def main(config: AllocatorConfig, process: Process) -> None:
         registry=registry,
         use_shipped=config.use_model,
         warm=functools.partial(warm, policy=config.policy, terrain=config.terrain),
+        drift_max=config.drift_max,
     )
     desk = Desk(
         clock=process.clock,
@@ -44,7 +47,10 @@ async def main(config: AllocatorConfig, process: Process) -> None:
         reservation_ms=config.reservation_ms,
         terrain=config.terrain,
     )
-    await stage.refresh()
+    await stage.refresh()  # what served before a restart has been rehearsed
+    stage.rehearsal = lambda: Rehearsal(
+        desk.records.newest(DECISIONS), config.policy, config.terrain, DEADLINE_S, time.thread_time
+    )
     day = config.data_dir / keeping.FILE
     trouble = keeping.take_up(desk, day, now_ms=process.clock.now_ms())
     if trouble:

@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from dwcp.allocation.heuristics import DEFAULT, HEURISTICS
 from dwcp.allocation.reservations import TTL_MS
+from dwcp.allocation.serving.drifting import MOST
 from dwcp.allocation.serving.scene import Terrain
 from dwcp.runtime.config import ServiceConfig, Settings
 from dwcp.runtime.errors import ConfigInvalid
@@ -49,6 +50,14 @@ class AllocatorConfig(ServiceConfig, frozen=True, kw_only=True):
             description="let the release's learned placer decide where it was validated; false: rules alone"
         ),
     ] = True
+
+    drift_max: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="stability index of what arrives above which the rule decides till it calms; 0: said alone",
+        ),
+    ] = MOST
 
     @property
     def terrain(self) -> Terrain:

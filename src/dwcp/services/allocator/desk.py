@@ -18,7 +18,7 @@ from dwcp.allocation.fleet import FleetMalformed, fleet_of, quantities
 from dwcp.allocation.heuristics import DEFAULT, HEURISTICS, draws
 from dwcp.allocation.reservations import Reservations
 from dwcp.allocation.serving.ahead import Ahead
-from dwcp.allocation.serving.chain import FAULTS, Decision, Fallback, Rule, Served, decide
+from dwcp.allocation.serving.chain import FAULTS, SHADOWED, Decision, Fallback, Rule, Served, decide
 from dwcp.allocation.serving.day import Day, Told
 from dwcp.allocation.serving.explain import candidates, explanation, why
 from dwcp.allocation.serving.records import Records
@@ -388,7 +388,7 @@ class Desk:
         """Nothing where the model may not decide."""
         started_ns = self._clock_ns()
         model, why_not = self.stage.model_for("")
-        if model is None or why_not:
+        if model is None or (why_not and why_not not in SHADOWED):
             return []
         found = ahead.decide(
             rank,
@@ -396,6 +396,7 @@ class Desk:
             model=model,
             left_s=deadline.left_s,
             expect_s=self._expect_s,
+            refused=why_not,
         )
         took_ns = self._clock_ns() - started_ns
         self._scored_ns += took_ns

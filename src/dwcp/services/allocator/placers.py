@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from dwcp.allocation.serving.chain import Served
 from dwcp.api import models as api
 from dwcp.consensus.core.machine import Signer
 from dwcp.models import artefact
@@ -52,46 +53,56 @@ class Placers:
         return api.Shown(found.digest, msgspec.Raw(msgspec.json.encode(found.manifest)))
 
     async def deploy(self, upload: api.Upload) -> api.Changed:
-        """To staging. Raises `ModelRefused`, `GateClosed`; nothing has changed then."""
+        """To staging, after a rehearsal. Raises `ModelRefused`, `GateClosed`; nothing has changed then."""
         made = Made(upload.manifest, upload.weights)
         checked = await asyncio.to_thread(
             artefact.load, made, name=KIND.name, schema=KIND.schema, forward=KIND.forward
         )
+        rehearsed = await self.stage.prepare(Served(checked))
         if not upload.dry_run:
             await asyncio.to_thread(self.registry.admit, made, signer=self.signer)
         return await self._step(
-            "staged", lambda state: state.stage(checked.digest), checked.digest, upload.dry_run
+            "staged",
+            lambda state: state.stage(checked.digest),
+            checked.digest,
+            dry_run=upload.dry_run,
+            checks=rehearsed.checks,
         )
 
     async def canary(self, step: api.Step) -> api.Changed:
-        """At a share of the sites, or at all. Raises `GateClosed`."""
+        """At a share of the sites, or at all; one that does not decide yet rehearses first, on what has been asked
+        since it was staged too. Raises `GateClosed`, `ModelRefused`; nothing has changed then."""
         now_ms = self.clock.now_ms()
         state = self.registry.state()
         digest = state.canary or state.staged
-        if step.pct == 100:
-            return await self._step(
-                "deployed to all sites", lambda one: one.promote(now_ms=now_ms), digest, step.dry_run
-            )
-        return await self._step(
-            f"canary at {step.pct} % of the sites",
-            lambda one: one.start_canary(step.pct),
-            digest,
-            step.dry_run,
-        )
+        did = "deployed to all sites" if step.pct == 100 else f"canary at {step.pct} % of the sites"
+
+        def change(one: Lifecycle) -> Lifecycle:
+            return one.promote(now_ms=now_ms) if step.pct == 100 else one.start_canary(step.pct)
+
+        change(state)  # a closed gate is said at once
+        rehearsed = await self.stage.prepare_stored(digest)
+        return await self._step(did, change, digest, dry_run=step.dry_run, checks=rehearsed.checks)
 
     async def roll_back(self, step: api.Step) -> api.Changed:
         """Raises `GateClosed` where there is nothing to undo."""
-        return await self._step("rolled back", Lifecycle.roll_back, "", step.dry_run)
+        return await self._step("rolled back", Lifecycle.roll_back, "", dry_run=step.dry_run, checks={})
 
     async def _step(
-        self, did: str, change: Callable[[Lifecycle], Lifecycle], digest: str, dry_run: bool
+        self,
+        did: str,
+        change: Callable[[Lifecycle], Lifecycle],
+        digest: str,
+        *,
+        dry_run: bool,
+        checks: dict[str, float],
     ) -> api.Changed:
         if dry_run:
             change(self.registry.state())
         else:
             await asyncio.to_thread(self.registry.change, change)
             await self.stage.refresh()
-        return api.Changed(did, digest, dry_run, await asyncio.to_thread(self.view), {})
+        return api.Changed(did, digest, dry_run, await asyncio.to_thread(self.view), checks)
 
     def _evaluation(self) -> api.Evaluation | None:
         candidate, trial = self.stage.candidate, self.stage.trial

@@ -4,12 +4,13 @@
     canary ── decides at a share of the sites, by the hash of their names; elsewhere the model before it does
 
 A change is seen within a second. A model is loaded, tested by its golden vectors and swapped in by one assignment
-between two decisions; one that cannot be loaded leaves what served before.
+between two decisions; one that cannot be loaded, or fails its rehearsal, leaves what served before.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,10 +19,11 @@ from blake3 import blake3
 from dwcp.allocation import shipped
 from dwcp.allocation.policies import learned
 from dwcp.allocation.serving.chain import Decision, Fallback, Served
+from dwcp.allocation.serving.drifting import MOST, Drifting
 from dwcp.allocation.serving.records import Shadow, Trial
+from dwcp.allocation.serving.rehearsal import DECISIONS, Rehearsal, Rehearsed
 from dwcp.control.breaker import Breaker, BreakerLimits
 from dwcp.models.artefact import ModelRefused
-from dwcp.models.drift import Drift
 from dwcp.models.lifecycle import Lifecycle, Word
 from dwcp.models.shadow import Verdict
 from dwcp.runtime.clock import Clock
@@ -33,6 +35,7 @@ JUMP_MS = 2_000  # wall and monotonic time may part by so much between two decis
 DISTRUST_MS = 10_000  # after a jump ages mean nothing until nodes have been told anew
 DRIFT_EVERY = 8  # decisions for one look at the features
 KIND = Kind(learned.NAME, learned.SCHEMA, learned.forward)
+PAUSE_S = 0.0005  # between two decisions of a rehearsal
 _SHARES = 10_000
 
 
@@ -65,9 +68,13 @@ class Stage:
         registry: Registry | None = None,
         use_shipped: bool = True,
         warm: Callable[[Served], None] | None = None,
+        drift_max: float = MOST,
     ) -> None:
-        """`warm` is done once with each model before it decides."""
+        """`warm` is done once with each model before it decides; `drift_max`: see `Drifting.most`."""
         self.registry = registry
+        self.rehearsal: Callable[[], Rehearsal] | None = None  # what a model goes through before it decides
+        self._rehearsing: tuple[str, int] | None = None  # digest, decisions done
+        self._one = asyncio.Lock()  # a rehearsal at a time: it takes a core
         self._warm = warm
         self.state = Lifecycle()
         self.trouble = ""  # why a model that should serve does not
@@ -75,7 +82,8 @@ class Stage:
         self.clocks = Clocks(clock)
         self.shadow = Shadow()
         self.trial = Trial()  # of the canary's model alone
-        self.drift = Drift()
+        self._drift_max = drift_max
+        self.drift = Drifting(drift_max)
         self.refused = Fallback.NO_MODEL  # why there is no model
         self._clock = clock
         self._telemetry = telemetry
@@ -101,7 +109,7 @@ class Stage:
             return model, Fallback.CLOCK
         if not self.breaker.allows(now_ms=self._clock.monotonic_ms()):
             return model, Fallback.BREAKER
-        return model, ""
+        return model, Fallback.DRIFT if self.drift.far else ""
 
     def noted(self, decision: Decision, *, faulty: bool) -> None:
         """What a decision shows of the model."""
@@ -113,13 +121,8 @@ class Stage:
         if decision.model is not None and decision.model is self.candidate:
             self.trial.add(decision)
         self._asked += 1
-        scored = decision.scored
-        if scored is None or self._asked % DRIFT_EVERY or decision.row is None:
-            return
-        values = (*scored.nodes[:, decision.row].tolist(), *scored.context.tolist())
-        if self.drift.add(dict(zip((*learned.NODE, *learned.CONTEXT), values, strict=True))):
-            for name, index in self.drift.indices.items():
-                self._telemetry.gauge("dwcp_maddpg_feature_psi", index, feature=name)
+        if self._asked % DRIFT_EVERY == 0:
+            self._look(decision)
 
     def judge(self) -> None:
         """Notes what the shadow says of a canary; one that is surely dearer stops deciding at once."""
@@ -134,7 +137,37 @@ class Stage:
         self._swap(registry.change(lambda state: state.judged(candidate.digest, word)))
         self._stamp = registry.stamp()
 
+    def _look(self, decision: Decision) -> None:
+        """Whether the data moves away. Of the node that the model would take, whoever decides: another policy's
+        nodes would be another distribution, and a model that was benched for it would never come back."""
+        scored, column = decision.scored, decision.model_column
+        row = decision.row if column is None else column
+        if scored is None or row is None or row >= scored.nodes.shape[1]:
+            return
+        values = (*scored.nodes[:, row].tolist(), *scored.context.tolist())
+        if self.drift.add(dict(zip((*learned.NODE, *learned.CONTEXT), values, strict=True))):
+            for name, index in self.drift.indices.items():
+                self._telemetry.gauge("dwcp_maddpg_feature_psi", index, feature=name)
+
     # changes
+
+    async def prepare(self, served: Served) -> Rehearsed:
+        """Warms and rehearses a model off the loop; after it, it may be swapped in. Raises `ModelRefused`."""
+        async with self._one:
+            rehearsal = None if self.rehearsal is None else self.rehearsal()
+            try:
+                return await asyncio.to_thread(self._ready, served, rehearsal)
+            finally:
+                self._rehearsing = None
+
+    async def prepare_stored(self, digest: str) -> Rehearsed:
+        """The same with a model of the registry, unless it serves already. Raises `ModelRefused`."""
+        if digest in self._served or self.registry is None:
+            return Rehearsed()
+        served = Served(await asyncio.to_thread(self.registry.load, digest))
+        found = await self.prepare(served)
+        self._served = {**self._served, digest: served}
+        return found
 
     async def refresh(self) -> None:
         """Loads what the state file says and swaps; what cannot be loaded is said, and what served goes on."""
@@ -147,8 +180,9 @@ class Stage:
         except RegistryDamaged as exc:
             self._failed(str(exc))
             return
-        loaded, trouble = await asyncio.to_thread(self._load, {state.active, state.canary} - {""})
-        self._served = loaded
+        trouble = await self._load({state.active, state.canary} - {""})
+        kept = {state.active, state.canary, state.previous}  # the previous one: going back takes no time
+        self._served = {digest: served for digest, served in self._served.items() if digest in kept}
         if trouble:
             self._failed(trouble)
         else:
@@ -170,7 +204,7 @@ class Stage:
         candidate = self._served.get(state.canary)
         self.state, self.active, self.candidate = state, active, candidate
         if (active, candidate) != before:
-            self.shadow, self.trial, self.drift = Shadow(), Trial(), Drift()
+            self.shadow, self.trial, self.drift = Shadow(), Trial(), Drifting(self._drift_max)
             self.breaker.reset()
         for served in before:
             if served is not None and served not in (active, candidate):
@@ -192,23 +226,27 @@ class Stage:
         self.refused = Fallback.SCHEMA if "other features" in trouble else Fallback.NO_MODEL
         self._telemetry.count("dwcp_maddpg_model_reload_total", result="failed")
 
-    def _load(self, digests: set[str]) -> tuple[dict[str, Served], str]:
-        found, trouble = {}, ""
+    async def _load(self, digests: set[str]) -> str:
+        """Why one of them does not serve, "" if all can."""
+        trouble = ""
         for digest in sorted(digests):
             try:
-                found[digest] = self._served.get(digest) or self._loaded(digest)
+                await self.prepare_stored(digest)
             except ModelRefused as exc:
                 trouble = trouble or f"{digest[:12]}: {exc}"
-        return found, trouble
+        return trouble
 
-    def _loaded(self, digest: str) -> Served:
-        assert self.registry is not None
-        return self._ready(Served(self.registry.load(digest)))
-
-    def _ready(self, served: Served) -> Served:
+    def _ready(self, served: Served, rehearsal: Rehearsal | None = None) -> Rehearsed:
         if self._warm is not None:
             self._warm(served)
-        return served
+        if rehearsal is None:
+            return Rehearsed()
+
+        def said(done: int) -> None:
+            self._rehearsing = served.digest, done
+            time.sleep(PAUSE_S)  # requests go first
+
+        return rehearsal.of(served, said)
 
     @property
     def otherwise(self) -> str:
@@ -217,16 +255,26 @@ class Stage:
 
     def _own(self) -> Served | None:
         try:
-            return self._ready(Served(shipped.shipped()))
+            own = Served(shipped.shipped())
+            self._ready(own)
+            return own
         except ModelRefused as exc:
             self._failed(str(exc))
             return None
 
     def detail(self) -> str:
+        if self._rehearsing is None:
+            return self._detail()
+        digest, done = self._rehearsing
+        return f"{self._detail()}; model {digest[:12]} rehearses: {done:,} of {DECISIONS:,} decisions"
+
+    def _detail(self) -> str:
         if self.trouble:
             return f"a model does not serve: {self.trouble}"
         if self.active is None:
             return "no learned model is loaded; placements come from the rule named in `policy`"
+        if self.drift.far:
+            return self.drift.detail()
         low, high = self.active.nodes
         return (
             f"a learned model decides for {low} to {high} nodes; the rule named in `policy` where it may not"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ import typer
 from tests.unit.allocation.serving import placers
 from tests.unit.services.allocator.desks import Bench, nodes, wanted
 
+from dwcp.allocation.heuristics import DEFAULT
+from dwcp.allocation.serving.rehearsal import Rehearsal
+from dwcp.allocation.serving.scene import Terrain
 from dwcp.api import allocator as api
 from dwcp.api import models as models_api
 from dwcp.api.requests import Request, answer, refusal
@@ -164,6 +168,66 @@ def test_a_damaged_upload_is_refused(app: App) -> None:
 
     assert (got.status_code, refusal(got.content, status=422).code) == (422, "model_refused")
     assert answer(models_api.Models, app.send(models_api.models()).content).models == ()
+
+
+def rehearsing(app: App, *, tick_s: float = 0.0) -> None:
+    """Models rehearse from now on; each look at the CPU time is `tick_s` later."""
+    ticks = itertools.count()
+    bench = app.bench
+    bench.stage.rehearsal = lambda: Rehearsal(
+        bench.desk.records.newest(50),
+        DEFAULT,
+        Terrain(),
+        deadline_s=0.010,
+        cpu_s=lambda: next(ticks) * tick_s,
+        decisions=100,
+    )
+
+
+def test_a_late_placer_is_refused_and_nothing_has_changed(app: App) -> None:
+    """Goal: what would be late is neither staged nor tried. Method: CPU time that runs, at the deployment; then at
+    the canary of a model that was staged in time; the one staged before stays."""
+    rehearsing(app, tick_s=0.011)
+    made = placers.made(1, tuned=True)
+    late = app.send(models_api.deploy(models_api.Upload(made.manifest, made.weights)))
+    assert (late.status_code, refusal(late.content, status=422).code) == (422, "model_refused")
+    assert answer(models_api.Models, app.send(models_api.models()).content).models == ()
+    rehearsing(app)
+    upload = models_api.Upload(made.manifest, made.weights)
+    staged = answer(models_api.Changed, app.send(models_api.deploy(upload)).content)
+    rehearsing(app, tick_s=0.011)
+    assert app.send(models_api.canary(10)).status_code == 422
+
+    roles = answer(models_api.Models, app.send(models_api.models()).content).roles
+    assert (staged.checks["rehearsed"], roles.staged, roles.canary) == (100, staged.digest, "")
+
+
+def test_a_placer_rehearses_beside_requests_that_are_answered(app: App) -> None:
+    """Goal: a swap stops nobody, its progress is said, and going back needs no rehearsal. Method: place while a model
+    rehearses, reading `/v1/model`; then a rehearsal that nothing passes, and a roll-back."""
+    bench, fleet = app.bench, app.tell()
+    first = bench.admit(placers.made(2, tuned=True), active="")
+    rehearsing(app)
+    made = placers.made(1, tuned=True)
+    digest = bench.stage.registry.admit(made, signer=bench.key).digest  # type: ignore[union-attr]
+
+    async def swapped() -> set[str]:
+        said = set()
+        change = {"active": digest, "previous": first}
+        bench.stage.registry.change(lambda state: msgspec.structs.replace(state, **change))  # type: ignore[union-attr]
+        task = asyncio.create_task(bench.stage.refresh())
+        while not task.done():
+            assert bench.desk.place(wanted(fleet=fleet)).model in (first, digest)
+            said.add(bench.desk.model().detail.rpartition("; ")[2])
+            await asyncio.wait({task}, timeout=0.002)
+        return said
+
+    said = asyncio.run(swapped())
+    assert any(one.startswith(f"model {digest[:12]} rehearses: ") for one in said)
+    assert bench.desk.place(wanted(fleet=fleet)).model == digest
+    rehearsing(app, tick_s=1.0)
+    assert app.send(models_api.roll_back()).status_code == 200
+    assert bench.desk.place(wanted(fleet=fleet)).model == first
 
 
 class Typed:

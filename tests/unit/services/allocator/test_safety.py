@@ -16,8 +16,11 @@ from tests.unit.services.allocator.desks import Bench, nodes, wanted, with_model
 from dwcp.allocation import shipped
 from dwcp.allocation.heuristics import DEFAULT, HEURISTICS
 from dwcp.allocation.serving.chain import Rule, Served
+from dwcp.allocation.serving.drifting import Drifting
 from dwcp.api.allocator import BatchRequest
 from dwcp.models.artefact import ModelRefused
+from dwcp.models.drift import Drift
+from dwcp.services.allocator.stage import DRIFT_EVERY
 from dwcp.services.allocator.watching import look
 
 
@@ -215,6 +218,36 @@ def test_a_canary_that_is_dearer_stops(tmp_path: Path) -> None:
     assert bench.stage.state.canary == ""
     assert bench.stage.state.words[digest].verdict == "fail"
     assert bench.stage.candidate is None
+
+
+def test_other_workloads_are_the_rules_until_the_old_ones_come_again() -> None:
+    """Goal: a model decides on what it was watched on; the shadow goes on, a batch is as quick. Method: small windows
+    of short workloads, then of long ones, then of short ones again."""
+    bench = with_model()
+    bench.stage.drift = Drifting(drift=Drift(reference=40, window=20))
+    fleet = bench.tell(nodes(memory=2**20))
+
+    def windows(count: int, *, predicted_s: float) -> set[str]:
+        said = set()
+        for _ in range(count * 20 * DRIFT_EVERY // 32):
+            batch = tuple(
+                wanted(f"w{place}", cpu=1, fleet=fleet, predicted_s=predicted_s) for place in range(32)
+            )
+            answers = bench.desk.batch(BatchRequest(items=batch, fleet=fleet)).answers
+            said |= {answer.fallback for answer in answers}
+            assert all(answer.node and bench.desk.release(answer.workload) for answer in answers)
+        return said
+
+    assert windows(4, predicted_s=60.0) == {""}
+    assert windows(2, predicted_s=90_000.0) == {""}, "as they come in, the model decides"
+    compared = bench.stage.shadow.compared
+    assert windows(1, predicted_s=90_000.0) == {"drift"}
+    assert bench.stage.shadow.compared == compared + 20 * DRIFT_EVERY
+    assert bench.desk.place(wanted(fleet=fleet)).fallback == "drift"
+    assert bench.value('dwcp_maddpg_fallback_total{reason="drift"}') == 20 * DRIFT_EVERY + 1
+    assert "log-predicted" in bench.desk.model().detail
+    assert "drift" in windows(2, predicted_s=60.0)
+    assert windows(1, predicted_s=60.0) == {""}
 
 
 def test_a_served_model_names_its_rule() -> None:
