@@ -24,16 +24,14 @@ pytestmark = [pytest.mark.soak, pytest.mark.process, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING_S = 25 * 60
 WINDOWS, ROUNDS = 16, 4
-ASKED = (
-    "--model", "shipped", "--trace", "generated:g1", "--loads", "0.95", "--seeds", "10", "--windows", "40",
-    "--validation", "16", "--jobs", "600", "--warm", "200", "--few", "--json",
-)  # fmt: skip
+ASKED = ("--model", "shipped", "--trace", "generated:g1", "--seeds", "10", "--few", "--json")
 
 
 @functools.cache
-def measured(*more: str) -> dict[str, Any]:
-    """The one load of a benchmark; run once for all its marks."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "bench_allocator.py"), *ASKED, *more]
+def measured(*more: str, load: float = 0.95) -> dict[str, Any]:
+    """One load of the benchmark, 200 windows of 1,500 workloads; run once for all its marks."""
+    bench = str(ROOT / "benchmarks" / "bench_allocator.py")
+    command = [sys.executable, bench, *ASKED, "--loads", f"{load}", *more]
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -41,20 +39,33 @@ def measured(*more: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.xfail(strict=True, reason="-1.6 % (-10.8 … 4.5): it ties with cem-linear")
+@pytest.mark.parametrize("more", [(), ("--stale",)], ids=["fresh", "stale"])
+def test_the_model_beats_the_best_rival_on_a_crowded_fleet(more: tuple[str, ...]) -> None:
+    """Goal: at load 1.1 the interval of the gap closed excludes 0. Method: bench_allocator, 10 seeds."""
+    assert measured(*more, load=1.1)["gap_closed_low"] > 0
+
+
+@pytest.mark.xfail(strict=True, reason="-14.1 % (-21.6 … -6.4): worse than tetris+")
+def test_the_model_is_no_worse_than_the_best_rival_on_a_calm_fleet() -> None:
+    """Goal: at load 0.7 nothing is lost by the model. Method: bench_allocator, 10 seeds."""
+    assert measured(load=0.7)["gap_closed_high"] > 0
+
+
+@pytest.mark.xfail(strict=True, reason="2.0 % (-3.5 … 7.4): it ties with cem-linear")
 def test_the_model_beats_the_best_rival() -> None:
     """Goal: with full information the interval of the gap closed excludes 0. Method: bench_allocator, 10 seeds."""
     assert measured()["gap_closed_low"] > 0
 
 
-@pytest.mark.xfail(strict=True, reason="0.3 % (-5.8 … 5.9): it ties with kube-default+")
+@pytest.mark.xfail(strict=True, reason="2.6 % (-1.1 … 5.7): it ties with cem-linear")
 def test_the_model_beats_the_best_rival_on_old_information() -> None:
     """Goal: the same where controllers see other sites as last reported. Method: bench_allocator --stale."""
     assert measured("--stale")["gap_closed_low"] > 0
 
 
 @pytest.mark.xfail(
-    strict=True, reason="none to win: old information costs the rival $0.09 a window, below what can be told"
+    strict=True,
+    reason="none to win: the best stale rival pays 0.82 dollars a window less than the best informed one",
 )
 def test_the_model_wins_back_what_old_information_costs() -> None:
     """Goal: a quarter of (stale rival − fresh rival). Method: bench_allocator --stale; null: the price is nil."""
