@@ -75,7 +75,9 @@ def test_choices_are_not_worse_than_the_table() -> None:
 
 
 @needs_corpora
-@pytest.mark.xfail(strict=True, reason="2 % of the cells: choosing takes 1 % of a segment at 10 Gbit/s")
+@pytest.mark.xfail(
+    strict=True, reason="2 % of the cells, though the first decision is a look-up: 24 to 38 µs of 1.4 ms"
+)
 def test_choices_on_fast_links_are_never_worse_than_the_table() -> None:
     """Goal: above 1 Gbit/s no cell more than 2 % worse. Method: bench_selector."""
     fast = [row for row in selector()["per_link"] if row["mbps"] > GIGABIT]
@@ -94,7 +96,8 @@ def test_choosing_is_quick() -> None:
 
 @needs_root
 @pytest.mark.xfail(
-    strict=True, reason="1.16: edits at 100 Mbit/s, bound by the one thread that reads; else at most 0.97"
+    strict=True,
+    reason="1.16 and 1.28: edits from 100 Mbit/s on, bound by the one thread that reads and hashes",
 )
 def test_transfers_are_never_slower_than_rsync() -> None:
     """Goal: 1.02 of rsync -z at most, cold, warm and edited, 1 to 3000 Mbit/s. Method: bench_transfer."""
@@ -102,7 +105,7 @@ def test_transfers_are_never_slower_than_rsync() -> None:
 
 
 @needs_root
-@pytest.mark.xfail(strict=True, reason="1.19 at 3 Gbit/s, at most 0.91 below: both cores are busy")
+@pytest.mark.xfail(strict=True, reason="1.19 to 1.58 at 3 Gbit/s, at most 0.95 below: both cores are busy")
 def test_transfers_are_never_slower_than_zstd_adapt() -> None:
     """Goal: 1.02 of zstd --adapt at most. Method: bench_transfer."""
     assert measured("bench_transfer")["worst_ratio_to_zstd_adapt"] <= 1.02
@@ -131,9 +134,6 @@ def test_the_service_answers_in_time() -> None:
     assert measured("bench_compression_api")["p99_ms"] <= 10
 
 
-@pytest.mark.xfail(
-    strict=True, reason="0.77 and 0.81 in two runs of 25 pairs: the loop takes a third of the two cores"
-)
 def test_streams_are_nearly_as_fast_as_the_library() -> None:
     """Goal: four fifths of the library's throughput at 1 MiB blocks. Method: bench_compression_api."""
     assert measured("bench_compression_api")["stream_share"] >= 0.80
