@@ -79,7 +79,7 @@ def serving(installed: Installed, module: str) -> Iterator[Installed]:
         world = load(installed.layout.cluster, World)
         installed.pid = process.pid
         installed.plain = f"http://{world.host('0.12')}:5000"
-        _wait_ready(installed.plain, process)
+        wait_ready(installed.plain, process)
         yield installed
     finally:
         process.terminate()
@@ -87,8 +87,9 @@ def serving(installed: Installed, module: str) -> Iterator[Installed]:
         log.close()
 
 
-def _wait_ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(200):
+def wait_ready(url: str, process: subprocess.Popen[bytes], *, seconds: int = 20) -> None:
+    """Until the service at `url` says that it is ready; it may not end meanwhile."""
+    for _ in range(seconds * 10):
         assert process.poll() is None
         try:
             if httpx.get(f"{url}/ready", trust_env=False).is_success:
@@ -96,4 +97,4 @@ def _wait_ready(url: str, process: subprocess.Popen[bytes]) -> None:
         except httpx.HTTPError:
             pass
         time.sleep(0.1)
-    raise AssertionError("compression-api did not become ready")
+    raise AssertionError(f"{url} did not become ready")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
 import msgspec
 import pytest
-from tests.integration.compression_service import ROOT, Installed, installation
+from tests.integration.compression_service import ROOT, Installed, installation, wait_ready
 from tests.unit.services.allocator.desks import nodes, wanted
 
 from dwcp.api import allocator as api
@@ -34,23 +33,11 @@ def allocator(installed: Installed) -> Iterator[str]:
     with (installed.layout.root / "allocator.log").open("ab") as log:
         process = subprocess.Popen(command, env=installed.environment, cwd=ROOT, stdout=log, stderr=log)
         try:
-            _wait_ready(url, process)
+            wait_ready(url, process, seconds=60)
             yield url
         finally:
             process.terminate()
             process.wait(20)
-
-
-def _wait_ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        assert process.poll() is None
-        try:
-            if httpx.get(f"{url}/ready", trust_env=False).is_success:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.1)
-    raise AssertionError("the allocator did not become ready")
 
 
 def test_the_first_answer_after_a_start_is_the_models() -> None:
