@@ -22,7 +22,7 @@ from dwcp.allocation.learn.courses import Course
 from dwcp.allocation.learn.fleets import Tried
 from dwcp.allocation.learn.search import Plan, search
 from dwcp.allocation.learn.trainer import feature_bounds
-from dwcp.allocation.policies import learned
+from dwcp.allocation.policies import evidence, learned
 from dwcp.allocation.policies.guarded import NODES
 from dwcp.allocation.policies.learned import Inputs, Weights
 from dwcp.models import artefact
@@ -42,7 +42,7 @@ class Refined(NamedTuple):
 
     @property
     def kept(self) -> bool:
-        _low, high = interval(self.after - self.before)
+        _low, high = evidence.normal(self.after - self.before)
         return high < 0
 
 
@@ -55,7 +55,7 @@ def refine(weights: Weights, plan: Plan, told: Callable[[str], None]) -> Refined
     exam = courses.validation(plan.validation, base=base, like=like)
     before, after = (_costs(exam, learned.scorer(one)) for one in (quiet, loud))
     found = Refined(loud, before, after, [])
-    low, high = interval(after - before)
+    low, high = evidence.normal(after - before)
     told(
         f"{(after - before).mean():+.3f} $ per window [{low:+.3f}, {high:+.3f}] on {exam.windows} for validation"
     )
@@ -69,7 +69,7 @@ def remade(
     """`model` with the refined weights: ranges grow by what was seen, golden vectors and trials of fleets are new."""
     old = model.manifest
     difference = found.after - found.before
-    low, high = interval(difference)
+    low, high = evidence.normal(difference)
     figures = {name: value for name, value in old.figures.items() if not name.startswith("nodes_")}
     figures |= tried.figures | {
         "refined_windows": float(len(difference)),
@@ -91,13 +91,6 @@ def remade(
         figures=figures,
         golden=_golden(found),
     )
-
-
-def interval(difference: Floats) -> tuple[float, float]:
-    """The mean's 95 % interval over windows."""
-    half = 1.96 * float(difference.std(ddof=1)) / len(difference) ** 0.5
-    mean = float(difference.mean())
-    return mean - half, mean + half
 
 
 def _wider(

@@ -22,7 +22,7 @@ from dwcp.allocation.learn.collect import Act, Setting
 from dwcp.allocation.learn.config import Config
 from dwcp.allocation.learn.courses import Course
 from dwcp.allocation.learn.matd3 import Ground
-from dwcp.allocation.policies import learned
+from dwcp.allocation.policies import evidence, learned
 
 
 class Point(NamedTuple):
@@ -133,16 +133,15 @@ def prepare(config: Config, course: Course, exam: Course, base: Scores, sharpnes
 def judged(standing: Standing, learner: Any, told: Any, cost: Floats, rule_cost: Floats) -> Standing:
     """The standing after one more segment."""
     difference = cost - rule_cost
-    half = 1.96 * float(difference.std(ddof=1)) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
-    mean = float(difference.mean())
+    low, high = evidence.normal(difference)
     before = standing.points[-1].decisions if standing.points else 0
     point = Point(
         updates=int(learner.updates),
         decisions=before + int(told.decisions),
         cost=float(cost.mean()),
-        difference=mean,
-        low=mean - half,
-        high=mean + half,
+        difference=float(difference.mean()),
+        low=low,
+        high=high,
         critic_loss=float(told.critic_loss),
         actor_loss=float(told.actor_loss),
         reward=float(told.reward),
