@@ -84,7 +84,6 @@ def test_smoke_training_beats_random(tmp_path: Path) -> None:
         (("train", "--out", "x", "--profile", "huge"), "profile 'huge'"),
         (("train", "--out", "x", "--profile", "smoke", "--base", "wishful"), "rules: "),
         (("evaluate", "--model", "/nonexistent"), "/nonexistent"),
-        (("refine", "--model", "/nonexistent", "--out", "x"), "/nonexistent"),
         (("evaluate", "--model", "/nonexistent", "--nodes", "many"), "/nonexistent"),
         (("advise", "--trace", "azure:/nonexistent"), "/nonexistent"),
         (("advise", "--trace", "tape:1"), "the kinds are"),

@@ -18,6 +18,7 @@ from dwcp.allocation.env.weights import WEIGHTS
 from dwcp.allocation.learn.config import Config
 from dwcp.allocation.learn.courses import LOADS, Course, sampled
 from dwcp.allocation.learn.fleets import NOT_TRIED, Tried
+from dwcp.allocation.learn.search import Judged
 from dwcp.allocation.learn.trainer import Standing, export, feature_bounds
 from dwcp.allocation.policies import learned, tuned
 from dwcp.allocation.policies.guarded import NODES
@@ -78,6 +79,15 @@ def make_base(name: str, entry: tuned.Entry, course: Course | None = None) -> Ba
     return Base(name, score, _arrays(name, entry, sharpness))
 
 
+def with_waiting(base: Base, judged: Judged) -> Base:
+    """The linear scorer with what was searched, where validation keeps it. The scale stays: it is that of nodes."""
+    if not judged.kept:
+        return base
+    linear = np.asarray(base.weights["base.linear"], dtype=np.float64)
+    weights = learned.base_linear(linear, sharpness=base.sharpness, admit=judged.found)
+    return Base(f"{base.name} with searched waiting", learned.base_policy(weights), weights)
+
+
 def make(
     standing: Standing,
     *,
@@ -89,7 +99,7 @@ def make(
     tried: Tried = NOT_TRIED,
 ) -> artefact.Made:
     """The model's two files; `views` give feature ranges and golden inputs, `tried` the fleets beyond training."""
-    weights = export(standing, base.weights) | learned.nothing_searched()
+    weights = export(standing, base.weights)
     seen = [learned.observe(view, base.score(view, np), weights["base.sharpness"], np) for view in views]
     most = max(tried.nodes, max(each.nodes.shape[-2] for each in seen))
     bounds = feature_bounds([*seen, *tried.seen]) | {NODES: (1.0, float(most))}
@@ -114,7 +124,11 @@ def make(
 
 def run_figures(standing: Standing, config: Config) -> dict[str, float]:
     """What the run itself measured; differences are from the base rule, dollars per validation window."""
-    found: dict[str, float] = {"seed": config.seed, "stale": float(config.stale)}
+    found: dict[str, float] = {
+        "seed": config.seed,
+        "stale": float(config.stale),
+        "validation_windows": config.validation,
+    }
     if not standing.points:
         return found
     last = standing.points[-1]
@@ -127,6 +141,20 @@ def run_figures(standing: Standing, config: Config) -> dict[str, float]:
         else 0.0,  # nothing learned beat the rule: it is the rule
         "validation_difference_low": best.low if best else 0.0,
         "validation_difference_high": best.high if best else 0.0,
+    }
+
+
+def search_figures(judged: Judged | None, config: Config) -> dict[str, float]:
+    """What the search before came to, dollars per validation window; nothing where none was made."""
+    if judged is None:
+        return {}
+    return {
+        "generations": config.generations,
+        "searched_before": judged.before,
+        "searched_difference": judged.difference,
+        "searched_low": judged.low,
+        "searched_high": judged.high,
+        "searched_kept": float(judged.kept),
     }
 
 

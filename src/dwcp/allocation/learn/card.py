@@ -12,7 +12,7 @@ def write(model: Artefact) -> str:
     manifest = model.manifest
     return (
         "\n".join(
-            [_head(model), _verdict(manifest), *_refined(manifest), _fleets(manifest), _ranges(manifest)]
+            [_head(model), _verdict(manifest), *_searched(manifest), _fleets(manifest), _ranges(manifest)]
         ).rstrip()
         + "\n"
     )
@@ -21,9 +21,7 @@ def write(model: Artefact) -> str:
 def _head(model: Artefact) -> str:
     manifest = model.manifest
     facts, inputs = manifest.figures, manifest.trained_on
-    numbers = sum(
-        array.size for name, array in model.weights.items() if not name.startswith(("base.", "admit"))
-    )
+    numbers = sum(array.size for name, array in model.weights.items() if not name.startswith("base."))
     return f"""# Model card: the placer
 
 <!-- Made by `dwcp allocate train`, which writes it beside the model. -->
@@ -75,27 +73,27 @@ what may be claimed stands in docs/allocation/results.md.
 """
 
 
-def _refined(manifest: Manifest) -> list[str]:
-    """What `dwcp allocate refine` came to; nothing where it never ran."""
+def _searched(manifest: Manifest) -> list[str]:
+    """What the search before the gradient came to; nothing where there was none."""
     facts = manifest.figures
-    if "refined_windows" not in facts:
+    if "searched_before" not in facts:
         return []
-    kept = "kept" if facts["refined_kept"] else "dropped: the interval does not exclude 0"
+    kept = "kept" if facts["searched_kept"] else "dropped: the interval does not exclude 0"
     row = " | ".join(
         [
-            f"{facts['refined_before']:.2f}",
-            f"{facts['refined_difference']:+.2f}",
-            f"{facts['refined_low']:+.2f} … {facts['refined_high']:+.2f}",
+            f"{facts['searched_before']:.2f}",
+            f"{facts['searched_difference']:+.2f}",
+            f"{facts['searched_low']:+.2f} … {facts['searched_high']:+.2f}",
             kept,
         ]
     )
     return [
-        f"""## Who waits
+        f"""## What waiting is worth
 
-A layer of products about waiting, searched on whole windows by `{manifest.trained_on["refined by"]}`, in
-{facts["refine_seconds"]:.0f} seconds; judged on {facts["refined_windows"]:.0f} windows, dollars per window.
+Searched on whole windows in {facts["generations"]:.0f} generations before the gradient, below the network;
+judged on the same validation windows, dollars per window.
 
-| without it | difference | 95 % interval | |
+| the rule without it | difference | 95 % interval | |
 |---|---|---|---|
 | {row} |
 """

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from dwcp.allocation.fleet import Ints
 from dwcp.allocation.learn.config import Config
+from dwcp.allocation.learn.search import Judged
 from dwcp.allocation.learn.trainer import Point, Standing
 
 FORMAT = 1
@@ -37,6 +38,24 @@ def config_digest(config: Config, course: str) -> str:
     """Of the settings and of the course's own digest: runs that agree in both are the same run."""
     text = msgspec.json.encode(asdict(config), order="deterministic")
     return blake3(text + course.encode()).hexdigest()
+
+
+def dump_search(judged: Judged, seconds: float, digest: str) -> bytes:
+    """What a search found and what it took, and whose it is."""
+    arrays = {"found": judged.found, "told": np.array([*judged[1:], seconds])}
+    return safetensors.numpy.save(arrays, metadata={"digest": digest})
+
+
+def load_search(data: bytes, digest: str) -> tuple[Judged, float] | None:
+    """The reverse; None where it is another run's, or nothing of the kind."""
+    try:
+        if _metadata(data)["digest"] != digest:
+            return None
+        arrays = safetensors.numpy.load(data)
+        before, difference, low, high, seconds = arrays["told"].tolist()
+    except (msgspec.MsgspecError, SafetensorError, KeyError, TypeError, IndexError, ValueError):
+        return None
+    return Judged(arrays["found"], before, difference, low, high), seconds
 
 
 def dump(standing: Standing, digest: str) -> bytes:
@@ -87,12 +106,15 @@ def course_digest(arrays: tuple[Any, ...]) -> str:
     return found.hexdigest()
 
 
-def _notes(data: bytes) -> _Notes:
+def _metadata(data: bytes) -> dict[str, str]:
     """The header is little-endian length and JSON; safetensors' own reader wants a file for the metadata."""
+    size = int(np.frombuffer(data[:8], dtype="<u8")[0])
+    return dict(msgspec.json.decode(data[8 : 8 + size])["__metadata__"])
+
+
+def _notes(data: bytes) -> _Notes:
     try:
-        size = int(np.frombuffer(data[:8], dtype="<u8")[0])
-        header = msgspec.json.decode(data[8 : 8 + size])
-        notes = msgspec.json.decode(header["__metadata__"]["notes"], type=_Notes)
+        notes = msgspec.json.decode(_metadata(data)["notes"], type=_Notes)
         safetensors.numpy.load(data)
     except (msgspec.MsgspecError, SafetensorError, KeyError, TypeError, IndexError, ValueError) as fault:
         raise CheckpointRefused(f"the checkpoint cannot be read: {fault}") from fault

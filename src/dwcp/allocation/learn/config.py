@@ -12,10 +12,13 @@ class Config:
     algorithm: str = "matd3"  # matd3, mappo or canonical
     seed: int = 0
     stale: bool = False  # partial information in training and validation
-    windows: int = 48  # training windows
-    validation: int = 24
-    jobs: int = 1500  # measured workloads per window
-    warm_jobs: int = 300
+    windows: int = 96  # training windows
+    validation: int = 304
+    jobs: int = 600  # measured workloads per window
+    warm_jobs: int = 200
+    generations: int = 24  # of the search of what waiting is worth, before the gradient; 0: none
+    pairs: int = 10  # of opposite candidates per generation
+    sitting: int = 16  # windows per generation
     hidden: int = 32
     envs: int = 16  # windows played side by side
     events: int = 128  # of a chunk
@@ -26,8 +29,8 @@ class Config:
     batch: int = 256
     ring: int = 65_536
     chunks: int = 48  # per segment; validated after each
-    segments: int = 24
-    patience: int = 12  # segments without a better validation, then stop
+    segments: int = 16
+    patience: int = 6  # segments without a better validation, then stop
     actor_rate: float = 3e-4
     critic_rate: float = 1e-3
     actor_norm: float = 0.5
@@ -43,8 +46,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """ValueError: a number is out of its range; the message names it."""
-        whole = ("windows", "validation", "jobs", "envs", "events", "updates", "batch", "chunks", "segments")
-        for name in whole:
+        for name in WHOLE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}; at least 1")
         if self.algorithm not in ALGORITHMS:
@@ -59,13 +61,19 @@ class Config:
         return self.segments * self.chunks * self.updates
 
 
+WHOLE = (
+    "windows", "validation", "jobs", "pairs", "sitting", "envs", "events", "updates", "batch", "chunks", "segments",
+)  # fmt: skip
 ALGORITHMS = ("matd3", "mappo", "canonical")
 PROFILES: dict[str, Config] = {
     "smoke": Config(
         windows=6, validation=8, jobs=200, warm_jobs=60, envs=8, events=64, ahead=12, reach=28, chunks=16, segments=5,
-        updates=8, batch=128, ring=8_192, actor_after=64, patience=5, actor_rate=1e-3, learn_defer=False,
+        updates=8, batch=128, ring=8_192, actor_after=64, patience=5, actor_rate=1e-3, learn_defer=False, generations=0,
     ),
-    "dev": Config(windows=24, validation=12, segments=12, chunks=64, updates=12, patience=12),
+    "dev": Config(
+        windows=24, validation=12, jobs=1500, warm_jobs=300, segments=12, chunks=64, updates=12, patience=12,
+        generations=0,
+    ),
     "default": Config(),
 }  # fmt: skip
 

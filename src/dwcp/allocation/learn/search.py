@@ -1,12 +1,11 @@
-"""The search after the gradient: the layer of products, by evolution strategies on whole windows.
+"""The search before the gradient: what waiting is worth, by evolution strategies on whole windows.
 
 A discounted critic prices a refusal badly: its gain comes hours later, as room for others. Whole windows price it
-exactly. The network stays as it is. Each generation plays pairs of opposite candidates on the same windows (common
-random numbers) and takes an Adam step along the estimated slope; Salimans et al. 2017, mirrored after Brockhoff
-et al. 2010. What comes out is the mean of the last steps. NumPy only: many candidates side by side are several times
-as fast there as in JAX.
+exactly. Each generation plays pairs of opposite candidates on the same windows (common random numbers) and takes an
+Adam step along the estimated slope; Salimans et al. 2017, mirrored after Brockhoff et al. 2010. What comes out is the
+mean of the last steps. NumPy only: many candidates side by side are several times as fast there as in JAX.
 
-Dimensions: K candidates, D = SIZE numbers, W windows. Costs in dollars.
+Dimensions: K candidates, D = admission.SIZE numbers, W windows. Costs in dollars.
 """
 
 from __future__ import annotations
@@ -23,28 +22,37 @@ from dwcp.allocation.env.view import Scores, View
 from dwcp.allocation.env.weights import WEIGHTS
 from dwcp.allocation.fleet import Floats, Ints
 from dwcp.allocation.learn.courses import Course
-from dwcp.allocation.policies import learned
-from dwcp.allocation.policies.learned import KINDS, REASONS, Weights, crowding, observe, reasons
+from dwcp.allocation.policies import evidence
+from dwcp.allocation.policies.admission import SIZE, facts, products
 
-SIZE = KINDS * REASONS
-SPREAD = 0.3  # of candidates around the middle, in logits: the layer starts where the network left off
+SPREAD = 0.35  # of candidates around the middle, in the scorer's own units
 STEP = 0.4  # of the spread, falling to a fifth of that
 MOMENTUM, SQUARES, KEEP = 0.9, 0.97, 0.9
+TOGETHER = 76  # windows side by side when judging: more costs memory and caches
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One search. Windows of all loads from the training split, and those of validation that judge what was found."""
+    """One search."""
 
-    seed: int = 0
-    stale: bool = True  # half of the windows with partial information
-    windows: int = 96
-    validation: int = 304
-    jobs: int = 600  # measured workloads per window
-    warm_jobs: int = 200
-    generations: int = 24
-    pairs: int = 10  # of opposite candidates per generation
-    sitting: int = 16  # windows per generation
+    seed: int
+    generations: int
+    pairs: int  # of opposite candidates per generation
+    sitting: int  # windows per generation
+
+
+class Judged(NamedTuple):
+    """What a search came to on validation windows, paired by window. Dollars per window."""
+
+    found: Floats  # [D]
+    before: float
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def kept(self) -> bool:
+        return self.high < 0
 
 
 class Climb(NamedTuple):
@@ -56,39 +64,47 @@ class Climb(NamedTuple):
     mean: Floats  # [D] of the last steps
 
 
-def unpacked(found: Floats) -> dict[str, Array]:
-    """[D] as the model's arrays."""
-    return {"admit": found.astype(np.float32)}
-
-
-def candidates(weights: Weights, found: Floats, windows: int) -> Scores:
-    """`found` [K, D] side by side on the model `weights`: window w of a run goes by row w // windows."""
-    base, sharpness = learned.base_policy(weights), np.asarray(weights["base.sharpness"], dtype=np.float32)
+def candidates(scorer: Scores, found: Floats, windows: int) -> Scores:
+    """`found` [K, D] side by side below `scorer`: window w of a run goes by row w // windows."""
 
     def scores(view: View, xp: Any) -> Array:
-        inputs = observe(view, base(view, xp), sharpness, np)
-        bids = learned.logits(weights, inputs, np)
-        told = reasons(inputs.context, *crowding(inputs, np), np)
-        bids[:, -1] += (told * found[view.row // windows]).sum(-1)
+        bids = np.array(scorer(view, xp))
+        bids[:, -1] += (products(facts(view, np), np) * found[view.row // windows]).sum(-1)
         return bids
 
     return scores
 
 
-def search(plan: Plan, course: Course, weights: Weights, told: Callable[[str], None]) -> dict[str, Array]:
-    """The arrays found in `plan.generations` on top of the model `weights`; nothing at all in none."""
+def search(plan: Plan, course: Course, scorer: Scores, told: Callable[[str], None]) -> Floats:
+    """[D] found in `plan.generations` below `scorer`; zeros in none."""
     if not plan.generations:
-        return unpacked(np.zeros(SIZE))
-    quiet = {**weights, **learned.nothing_searched()}
+        return np.zeros(SIZE)
     start = costs(
-        course, np.arange(course.windows), candidates(quiet, np.zeros((1, SIZE)), course.windows), 1
+        course, np.arange(course.windows), candidates(scorer, np.zeros((1, SIZE)), course.windows), 1
     )[0]
 
     def lost(found: Floats, picked: Ints) -> Floats:
-        cost = costs(course, picked, candidates(quiet, found, len(picked)), len(found))
+        cost = costs(course, picked, candidates(scorer, found, len(picked)), len(found))
         return np.asarray(((cost - start[picked]) / (start[picked] + start.mean())).mean(axis=1))
 
-    return unpacked(climbed(plan, course.windows, lost, told))
+    return climbed(plan, course.windows, lost, told)
+
+
+def judged(found: Floats, exam: Course, scorer: Scores) -> Judged:
+    """On validation windows, against `scorer` without it."""
+    before, after = (
+        np.concatenate(
+            [
+                costs(exam, picked, candidates(scorer, one[None], len(picked)), 1)[0]
+                for at in range(0, exam.windows, TOGETHER)
+                for picked in [np.arange(at, min(at + TOGETHER, exam.windows))]
+            ]
+        )
+        for one in (np.zeros(SIZE), found)
+    )
+    return Judged(
+        found, float(before.mean()), float((after - before).mean()), *evidence.normal(after - before)
+    )
 
 
 def climbed(
@@ -106,7 +122,7 @@ def climbed(
         shifts = np.concatenate([drawn, -drawn]) * SPREAD
         found = lost(np.concatenate([climb.at + shifts, climb.at[None]]), picked)
         climb = stepped(climb, slope(drawn, found[:-1]), number, plan.generations)
-        share = f"{200 * found[-1]:+.2f} % from the model without it on its windows"
+        share = f"{200 * found[-1]:+.2f} % from the rule without it on its windows"
         told(f"generation {number + 1} of {plan.generations}: {share}")
     return climb.mean
 

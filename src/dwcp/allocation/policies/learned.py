@@ -1,8 +1,8 @@
 """The learned placer's forward pass, one text for NumPy (serving, measuring) and JAX (training).
 
 Agents are sites that share one network: a node's own score and its site's bid add up to a residual on a tuned rule,
-so that a network of zeros is the rule itself. Beside the residual stands a layer of products, `admit`, that a search
-over whole windows found: who waits although there is room. Allocation notes §1.1 to §1.3 and §2.2. A site is
+so that a network of zeros is the rule itself. A linear scorer below it may have searched weights of who waits, `admit`
+(`admission`). Allocation notes §1.1 to §1.3 and §2.2. A site is
 recognised by the offer it makes for this workload (where the data is, what shipping costs, when it would start): sites
 with equal offers bid as one. Feasibility is not decided here.
 
@@ -11,7 +11,6 @@ Dimensions: N nodes, F = len(NODE), C = len(CONTEXT), H hidden; leading dimensio
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,7 +19,16 @@ import numpy as np
 from dwcp.allocation.env.episode import Array
 from dwcp.allocation.env.view import Scores, View
 from dwcp.allocation.fleet import Floats
-from dwcp.allocation.policies.linear import DEFER_FEATURES, FEATURES, WIDTH, defer_features, features, linear
+from dwcp.allocation.policies import admission
+from dwcp.allocation.policies.linear import (
+    DEFER_FEATURES,
+    FEATURE_MAX,
+    FEATURES,
+    WIDTH,
+    defer_features,
+    features,
+    linear,
+)
 from dwcp.allocation.policies.rules import RULES, Knobs, policy
 from dwcp.models import artefact
 
@@ -33,19 +41,14 @@ CONTEXT = (
 HIDDEN = 64
 GAP_MAX = 6.0  # a node that the rule likes least is this far below its favourite, in logits
 REACH = 4.0  # the residual's range: enough to move any node past the favourite
-FEATURE_MAX = 8.0
 PAIRWISE_NODES_MAX = 64  # above, offers are grouped by sorting instead of by comparing all pairs
 _OFFER = [NODE.index(name) for name in ("local", "wan", "late")]
-_FULLEST = NODE.index("filled-max")
 _FEASIBLE, _PRESENT, _GAP = (NODE.index(name) for name in ("feasible", "present", "gap"))
 _DEFER_GAP = CONTEXT.index("defer-gap")
 _DEFER_ALLOWED = CONTEXT.index("defer-allowed")
 RULE_NAMES = tuple(sorted(RULES))
-KINDS = 3  # all workloads, best effort, latency-sensitive
-REASONS = 10  # per kind, see `reasons`
-_DAY = math.log1p(24 * 60) / 8.0  # `log-predicted` from which on a contract's value stops growing
 SCHEMA = artefact.schema_of(
-    (*NODE, *CONTEXT, *RULE_NAMES, f"gap {GAP_MAX}", f"reach {REACH}", f"admit {KINDS * REASONS}")
+    (*NODE, *CONTEXT, *RULE_NAMES, f"gap {GAP_MAX}", f"reach {REACH}", f"admit below {admission.SIZE}")
 )
 
 Weights = Mapping[str, Array]
@@ -74,15 +77,21 @@ def base_weights(rule: str, knobs: Knobs, *, sharpness: float) -> dict[str, Arra
     return {"base.rule": picked, "base.knobs": turned, "base.sharpness": _scalar(sharpness)}
 
 
-def base_linear(weights: Floats, *, sharpness: float) -> dict[str, Array]:
-    """The same for a tuned linear scorer."""
-    return {"base.linear": np.asarray(weights, dtype=np.float32), "base.sharpness": _scalar(sharpness)}
+def base_linear(weights: Floats, *, sharpness: float, admit: Floats | None = None) -> dict[str, Array]:
+    """The same for a tuned linear scorer; `admit` [admission.SIZE] in its own units."""
+    waits = np.zeros(admission.SIZE) if admit is None else admit
+    return {
+        "base.linear": np.asarray(weights, dtype=np.float32),
+        "base.admit": np.asarray(waits, dtype=np.float32),
+        "base.sharpness": _scalar(sharpness),
+    }
 
 
 def base_policy(weights: Weights) -> Scores:
     """The rule that the residual is added to. ValueError: the arrays name none."""
     if "base.linear" in weights:
-        return linear(np.asarray(weights["base.linear"], dtype=np.float64))
+        own, admit = (np.asarray(weights[f"base.{name}"], dtype=np.float64) for name in ("linear", "admit"))
+        return admission.admitting(linear(own), admit)
     if "base.rule" not in weights or "base.knobs" not in weights:
         raise ValueError("the model names no base rule")
     picked = np.asarray(weights["base.rule"])
@@ -113,8 +122,8 @@ def observe(view: View, base: Array, sharpness: Array, xp: Any) -> Inputs:
         gap[..., -1],
         view.mask[..., -1] * one,
         *((view.priority == priority) * one for priority in range(3)),
-        xp.log1p(view.predicted_s / 60.0) / 8.0,
-        xp.log1p(xp.maximum(view.worth, 0.0) * 10.0) / 3.0,
+        admission.log_predicted(view, xp),
+        admission.log_worth(view, xp),
         xp.minimum(view.demand[..., 0] / free, 1.0),
     ]
     context = xp.concatenate([defer_features(view, xp), xp.stack(more, -1)], -1)
@@ -156,42 +165,7 @@ def residual(weights: Weights, inputs: Inputs, xp: Any) -> Array:
 def logits(weights: Weights, inputs: Inputs, xp: Any) -> Array:
     """[..., N + 1] bids, not yet masked."""
     gap = xp.concatenate([inputs.nodes[..., _GAP], inputs.context[..., _DEFER_GAP : _DEFER_GAP + 1]], -1)
-    bids = residual(weights, inputs, xp) - gap
-    taught = "admit" not in weights  # what learns is the network alone
-    return bids if taught else bids + searched(weights, inputs, xp)
-
-
-def searched(weights: Weights, inputs: Inputs, xp: Any) -> Array:
-    """[..., N + 1] logits of what was searched, which is about waiting alone."""
-    waits = reasons(inputs.context, *crowding(inputs, xp), xp) @ weights["admit"]
-    return xp.concatenate([xp.zeros_like(inputs.nodes[..., 0]), waits[..., None]], -1)
-
-
-def crowding(inputs: Inputs, xp: Any) -> tuple[Array, Array]:
-    """[...] twice: how full the fullest resource of a node would be, and which share of the nodes has room; means over
-    nodes, so that fleets of any size compare."""
-    count = xp.maximum(inputs.nodes[..., _PRESENT].sum(-1), 1.0)
-    return inputs.nodes[..., _FULLEST].sum(-1) / count, inputs.nodes[..., _FEASIBLE].sum(-1) / count
-
-
-def reasons(context: Array, tight: Array, fits: Array, xp: Any) -> Array:
-    """[..., KINDS * REASONS]: what speaks for waiting or against it, per kind of workload.
-
-    The worth of a core-hour is the kind's price up to a day and falls with the length from there on: kind, `beyond` and
-    their products with how full the fleet is let a full fleet ask for a higher worth. `tight`, `fits`: `crowding`.
-    """
-    names = ("log-predicted", "defer-full", "log-worth", "defer-slack")
-    length, full, worth, slack = (context[..., CONTEXT.index(name)] for name in names)
-    beyond = xp.maximum(length - _DAY, 0.0) * 4.0
-    told = [xp.ones_like(length), length, full, beyond, worth, slack, tight, fits]
-    told += [length * full, beyond * full]
-    products = _kinds(context, xp)[..., :, None] * xp.stack(told, -1)[..., None, :]
-    return products.reshape(*products.shape[:-2], KINDS * REASONS)
-
-
-def nothing_searched() -> dict[str, Array]:
-    """The layer as nothing."""
-    return {"admit": np.zeros(KINDS * REASONS, dtype=np.float32)}
+    return residual(weights, inputs, xp) - gap
 
 
 def scorer(weights: Weights) -> Scores:
@@ -244,11 +218,6 @@ def sharpness_of(base: Scores, views: list[View], *, gap: float = 2.0) -> float:
 
 
 assert len(FEATURES) + len(DEFER_FEATURES) == WIDTH
-
-
-def _kinds(context: Array, xp: Any) -> Array:
-    best_effort, sensitive = (context[..., CONTEXT.index(name)] for name in ("best-effort", "sensitive"))
-    return xp.stack([xp.ones_like(best_effort), best_effort, sensitive], -1)
 
 
 def _scalar(value: float) -> Array:

@@ -19,11 +19,12 @@ FEATURES = (
     "filled-cpu", "filled-memory", "filled-storage", "filled-bandwidth", "filled-max", "filled-l2", "unbalanced",
     "demand-cpu", "size", "local", "wan", "energy", "late", "extends", "empty", "age",
 )  # fmt: skip
+FEATURE_MAX = 8.0  # what is further out is as good as there
 DEFER_FEATURES = ("defer", "defer-slack", "defer-queue", "defer-priority", "defer-full", "defer-reserve")
 
 
 def features(view: View, xp: Any) -> Array:
-    """[..., N, F] in the order of `FEATURES`; roughly in −2 … 4."""
+    """[..., N, F] in the order of `FEATURES`; roughly in −2 … 4, and cut at ±`FEATURE_MAX`."""
     after = filled(view, xp)
     capacity = xp.maximum(view.capacity[..., 0], 1.0)
     worth = xp.maximum(view.worth, WORTH_FLOOR)[..., None]
@@ -43,7 +44,7 @@ def features(view: View, xp: Any) -> Array:
         (view.free[..., 0] >= capacity) * 1.0,
         view.age_s / 600.0,
     ]
-    return xp.stack(columns, -1)
+    return xp.clip(xp.stack(columns, -1), -FEATURE_MAX, FEATURE_MAX)
 
 
 def defer_features(view: View, xp: Any) -> Array:

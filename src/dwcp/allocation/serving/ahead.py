@@ -29,7 +29,7 @@ class Ahead:
     def __init__(self, sheet: Sheet, scene: Scene, rule: Rule, model: Served) -> None:
         self._sheet = sheet
         self._rule = rule
-        self._guesses = _favourites(sheet, scene, rule, model)
+        self._guesses = _favourites(sheet, scene, model)
 
     def decide(
         self,
@@ -52,10 +52,8 @@ class Ahead:
         return [found.decision(rank) for rank in range(next(wrong, len(supposed)) + 1)]
 
 
-def _favourites(sheet: Sheet, scene: Scene, rule: Rule, model: Served) -> list[int | None]:
+def _favourites(sheet: Sheet, scene: Scene, model: Served) -> list[int | None]:
     """Where the rule below the model would put each if it were the first."""
-    tuned = model.scorer.tuned or rule.tuned
-    assert tuned is not None
     standing = Standing(sheet, 0, scene, [None] * (len(sheet.wanted) - 1))
-    columns = choose_rows(standing.by_rule(tuned), standing.mask, np).tolist()
+    columns = choose_rows(model.scorer.below(standing), standing.mask, np).tolist()
     return [column if 0 <= column < len(scene.open) else None for column in columns]

@@ -18,12 +18,18 @@ import numpy as np
 
 from dwcp.allocation.env.view import Scores
 from dwcp.allocation.fleet import Floats
-from dwcp.allocation.policies import learned
+from dwcp.allocation.policies import admission, learned
+from dwcp.allocation.policies.linear import DEFER_FEATURES, FEATURES
 from dwcp.allocation.policies.rules import Knobs
 from dwcp.allocation.serving.offers import Rows, Singles
 from dwcp.allocation.serving.sheet import Standing, Tuned, tuned_of
 
 _GAP, _FEASIBLE, _PRESENT = (learned.NODE.index(name) for name in ("gap", "feasible", "present"))
+_DEFER_GAP = learned.CONTEXT.index("defer-gap")
+_FACTS = [
+    learned.CONTEXT.index(name)
+    for name in ("best-effort", "sensitive", "log-predicted", "log-worth", "defer-slack", "defer-full")
+]
 _CROWDING = [learned.NODE.index("filled-max"), _FEASIBLE, _PRESENT]
 
 
@@ -76,31 +82,50 @@ class Scorer:
         self._node_out, self._site_out = own["node.out"][:, 0], own["site.out"][:, 0]
         self._defer_out = own["defer.out"][:, 0]
         self._node_shift, self._defer_shift = (float(one) for one in own["out.bias"])
-        self._admit = own["admit"] if own["admit"].any() else None
+        self._linear = own.get("base.linear")
+        self._admit = own["base.admit"] if self._linear is not None and own["base.admit"].any() else None
         self._buffers = _Buffers(self._in, self._node, 1, 1)
 
     def score(self, standing: Standing, base: Floats | None = None) -> Scored:
         """`base` [B, N + 1]: the base rule's scores where the caller has them. What overflows stays as it is."""
         with np.errstate(all="ignore"):
-            if base is None:
-                base = self._base(standing)
             sheet, nodes = standing.sheet, standing.fill()
+            context = standing.context()
+            if base is None:
+                base = self._base(standing, nodes, context)
             gap = self._gaps(standing, base)
             nodes[:, _GAP] = gap[:, :-1]
             if not sheet.roster.whole:
                 nodes[:, _GAP] *= sheet.roster.present
-            context = standing.context(gap[:, -1])
+            context[:, _DEFER_GAP] = gap[:, -1]
             if sheet.alike:
                 member, group = sheet.offered[0][standing.part], sheet.offered[1][standing.part]
             else:
                 offers = sheet.offers[standing.place]
                 member, group = offers.member[None], offers.group[None]
             bids = self._forward(nodes, context, member, group)
-            if self._admit is not None:
-                bids[:, -1] += self._searched(self._admit, nodes, context)
             return Scored(bids - gap, base, nodes[:, :-1], context[:, :-1], sheet.roster.whole)
 
-    def _base(self, standing: Standing) -> Floats:
+    def below(self, standing: Standing) -> Floats:
+        """[B, N + 1] the scores of the rule alone."""
+        with np.errstate(all="ignore"):
+            if self._linear is None:
+                return self._by_rule(standing)
+            return self._base(standing, standing.fill(), standing.context())
+
+    def _base(self, standing: Standing, nodes: Singles, context: Singles) -> Floats:
+        """`learned.base_policy` here."""
+        if self._linear is None:
+            return self._by_rule(standing)
+        found = np.empty(standing.mask.shape)
+        found[:, :-1] = np.matmul(self._linear[: len(FEATURES)], nodes[:, : len(FEATURES)])
+        waits = context[:, : len(DEFER_FEATURES)] * self._linear[len(FEATURES) :]
+        found[:, -1] = np.add.reduce(waits, axis=1)
+        if self._admit is not None:
+            found[:, -1] += self._admitting(self._admit, nodes, context)
+        return found
+
+    def _by_rule(self, standing: Standing) -> Floats:
         if self.tuned is not None:
             return standing.by_rule(self.tuned)
         return np.array(
@@ -144,11 +169,12 @@ class Scorer:
         return bids
 
     @staticmethod
-    def _searched(admit: Singles, nodes: Singles, context: Singles) -> Singles:
-        """[B] for waiting; `learned.searched` here."""
+    def _admitting(admit: Singles, nodes: Singles, context: Singles) -> Singles:
+        """[B] what `admit` makes waiting worth; `admission.admitting` here."""
         sums = np.add.reduce(nodes[:, _CROWDING], axis=2)
         sums /= np.maximum(sums[:, 2:], 1.0)
-        told = learned.reasons(context[:, :-1], sums[:, 0], sums[:, 1], np)
+        known = [context[:, column] for column in _FACTS]
+        told = admission.products(admission.Facts._make([*known, sums[:, 0], sums[:, 1]]), np)
         told *= admit
         return np.asarray(np.add.reduce(told, axis=1))
 

@@ -20,6 +20,7 @@ from dwcp.allocation.env.view import View
 from dwcp.allocation.env.weights import PRIORITY_FACTOR, WEIGHTS
 from dwcp.allocation.fleet import Bools, Floats, Ints
 from dwcp.allocation.policies import learned
+from dwcp.allocation.policies.linear import FEATURE_MAX
 from dwcp.allocation.policies.rules import NEVER_DEFER, WORTH_FLOOR, Knobs
 from dwcp.allocation.serving.offers import Offers, Rows, Singles, offers_of
 from dwcp.allocation.serving.scene import Roster, Scene, Wanted, view_of
@@ -136,7 +137,7 @@ class Sheet:
         found[:, _ROW["energy"]] = np.log1p(self.energy / self._worth * 10.0)
         found[:, _ROW["late"]] = (self.late * urgency)[:, offer]
         found[:, _ROW["age"]] = self._age_s / 600.0
-        found[:, _STATIC] = np.clip(found[:, _STATIC], -learned.FEATURE_MAX, learned.FEATURE_MAX)
+        found[:, _STATIC] = np.clip(found[:, _STATIC], -FEATURE_MAX, FEATURE_MAX)
         if not roster.whole:
             found[:, _STATIC] *= roster.present
         found[:, _ROW["present"]] = roster.present
@@ -150,7 +151,7 @@ class Sheet:
         if kinds is None or not self.roster.whole:
             return [offers_of(rows[_OFFER]) for rows in self.inputs]
         urgency = self._column([(one.priority + 1.0) / 3.0 for one in self.wanted])
-        wan = np.minimum(np.log1p(self.wan / self._worth), learned.FEATURE_MAX)
+        wan = np.minimum(np.log1p(self.wan / self._worth), FEATURE_MAX)
         return kinds.told_apart(self.home, wan, self.late * urgency)
 
     @cached_property
@@ -164,7 +165,7 @@ class Sheet:
     @cached_property
     def facts(self) -> Singles:
         """[W, C + 1] the context; 0 where placements change it, and a one for the biases."""
-        most = learned.FEATURE_MAX
+        most = FEATURE_MAX
         said = np.array(
             [
                 (max(one.slack_s, 0.0), one.queued, one.priority, one.predicted_s, max(one.worth, 0.0))
@@ -355,7 +356,7 @@ class Standing:
         np.subtract(room[:, 5], apart, out=apart)
         np.maximum(apart, 0.0, out=apart)
         np.sqrt(apart, out=apart)
-        np.minimum(room, learned.FEATURE_MAX, out=rows[:, :7], casting="same_kind")
+        np.minimum(room, FEATURE_MAX, out=rows[:, :7], casting="same_kind")
         extends = sheet.predicted[self.part] - self.exit_in_s
         np.maximum(extends, 0.0, out=extends)
         extends /= 600.0
@@ -367,15 +368,14 @@ class Standing:
             rows[:, _DYNAMIC] *= roster.present
         return rows
 
-    def context(self, defer_gap: Floats) -> Singles:
-        """[B, C + 1] in the order of `learned.CONTEXT`, and a one for the biases; `defer_gap` [B]."""
+    def context(self) -> Singles:
+        """[B, C + 1] in the order of `learned.CONTEXT`, but for the gap, and a one for the biases."""
         sheet = self.sheet
         found = sheet.facts[self.part].copy()
         full = 1.0 - self.cpu_free / max(sheet.roster.cpu, 1.0)
         free = np.add.reduce(self.free[:, 0] * self.mask[:, :-1], axis=1)
         found[:, _FULL] = full
         found[:, _FULL + 1] = full * (sheet.low[self.part] / 2.0)
-        found[:, _FULL + 2] = defer_gap
         found[:, _FULL + 3] = self.mask[:, -1]
         found[:, -2] = np.minimum(sheet.demand[self.part, 0, 0] / np.maximum(free, 1.0), 1.0)
         return found

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dwcp.allocation.learn.assemble import Base
     from dwcp.allocation.learn.config import Config
     from dwcp.allocation.learn.courses import Course
+    from dwcp.allocation.learn.search import Judged
     from dwcp.allocation.learn.trainer import Standing, Trainer
     from dwcp.allocation.policies.tuned import Entry, Table
     from dwcp.cli.spreading import Files, Told, Work
@@ -32,12 +33,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 app = typer.Typer(help="train and judge policies that place workloads", rich_markup_mode=None)
 
-MANIFEST, WEIGHTS, CURVES, CHECKPOINT, CARD = (
-    "manifest.json", "weights.safetensors", "curves.svg", "checkpoint.safetensors", "card.md",
+MANIFEST, WEIGHTS, CURVES, CHECKPOINT, CARD, SEARCHED = (
+    "manifest.json", "weights.safetensors", "curves.svg", "checkpoint.safetensors", "card.md", "searched.safetensors",
 )  # fmt: skip
 CHECKPOINT_EVERY_S = 60.0
 SHARE_ROUNDS = 5
-WIDE_JOBS = 1000  # workloads per window from which on a run is worth trying on larger fleets
+WIDE_JOBS = 600  # workloads per window from which on a run is worth trying on larger fleets
 
 Out = Annotated[Path, typer.Option("--out", help="folder for model, curves and checkpoint")]
 Profile = Annotated[str, typer.Option("--profile", help="how much: smoke, dev or default")]
@@ -110,49 +111,9 @@ def train(
     if ray:
         raise typer.BadParameter("--ray spreads seeds: name them with --seeds")
     config = _config(profile, algorithm=algorithm, seed=seed, stale=stale)
-    run = _prepared(config, base, _command(profile, config, base))
+    run = _prepared(config, base, _command(profile, config, base), out, anew=anew)
     standing, seconds = _run(run, out, minutes=minutes, anew=anew)
     answer = _written(run, standing, out, seconds=seconds, share=share)
-    output.show(answer, as_json=as_json, text="\n".join(f"{key}: {value}" for key, value in answer.items()))
-
-
-@app.command()
-def refine(
-    model: Model,
-    out: Out,
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
-    """Search who should wait although there is room, on whole windows, and write the model with what was found.
-
-    The network stays as it is. What was found is kept where it is cheaper on validation windows beyond doubt.
-
-    Example: dwcp allocate refine --model models/placer --out models/refined --seed 1
-    """
-    from dwcp.allocation import shipped
-    from dwcp.allocation.learn import card, fleets
-    from dwcp.allocation.learn import refine as refining
-    from dwcp.allocation.learn.search import Plan
-
-    old = _model(model)
-    plan = Plan(seed=seed, stale=bool(old.manifest.figures.get("stale")))
-    begun = time.monotonic()
-    found = _possible(lambda: refining.refine(old.weights, plan, output.remark))
-    seconds = round(time.monotonic() - begun, 1)
-    tried = fleets.tried(found.weights, output.remark)
-    made = refining.remade(
-        old, found, plan, command=f"dwcp allocate refine --seed {seed}", seconds=seconds, tried=tried
-    )
-    again = shipped.load(made)  # refuses what a server would refuse
-    out.mkdir(parents=True, exist_ok=True)
-    for name, content in (
-        (WEIGHTS, made.weights),
-        (MANIFEST, made.manifest),
-        (CARD, card.write(again).encode()),
-    ):
-        _put(out / name, content)
-    figures = {name: value for name, value in again.manifest.figures.items() if name.startswith("refine")}
-    answer = {"model": made.digest, "folder": str(out), "kept": found.kept, **figures}
     output.show(answer, as_json=as_json, text="\n".join(f"{key}: {value}" for key, value in answer.items()))
 
 
@@ -273,17 +234,17 @@ def _seed(  # what `train` was given, for a function that travels
     from dwcp.cli.spreading import Told
 
     config = _config(profile, algorithm=algorithm, seed=seed, stale=stale)
-    run = _prepared(config, base, _command(profile, config, base))
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
             _put(Path(folder) / name, content)
+        run = _prepared(config, base, _command(profile, config, base), Path(folder), anew=anew)
         standing, seconds = _run(run, Path(folder), minutes=minutes, anew=anew)
         answer = _written(run, standing, Path(folder), seconds=seconds, share=share)
         return Told(seed, answer, _kept(Path(folder)))
 
 
 def _kept(folder: Path) -> Files:
-    names = (MANIFEST, WEIGHTS, CURVES, CHECKPOINT, CARD)
+    names = (MANIFEST, WEIGHTS, CURVES, CHECKPOINT, CARD, SEARCHED)
     return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 
 
@@ -299,6 +260,8 @@ class _Run:
     digest: str
     trained_on: dict[str, str]
     wide: bool  # whether larger fleets are tried at the end
+    judged: Judged | None  # what was searched before the gradient
+    searched_s: float
 
 
 def _command(profile: str, config: Config, rule: str) -> str:
@@ -311,8 +274,8 @@ def _command(profile: str, config: Config, rule: str) -> str:
     return " ".join([*words, *(["--stale"] if config.stale else []), *([f"--base {rule}"] if rule else [])])
 
 
-def _prepared(config: Config, rule: str, command: str) -> _Run:
-    """Windows, the base rule at its scale, and the compiled parts."""
+def _prepared(config: Config, rule: str, command: str, out: Path, *, anew: bool) -> _Run:
+    """Windows, the base rule at its scale with what was searched below it, and the compiled parts."""
     _require_training()
     from dwcp.allocation.learn import assemble, checkpoint, courses, trainer
 
@@ -325,7 +288,6 @@ def _prepared(config: Config, rule: str, command: str) -> _Run:
     exam = courses.validation(config.validation, base=rough, like=config)
     output.remark(f"choosing the rule to stand on from {len(offered)}, on validation windows")
     name, entry = assemble.best_entry(offered, exam) if len(offered) > 1 else offered[0]
-    exam = courses.padded(exam, course.nodes)
     base = assemble.make_base(name, entry, course)
     trained_on = {
         "command": command,
@@ -334,9 +296,39 @@ def _prepared(config: Config, rule: str, command: str) -> _Run:
     }
     described = f"{name} {entry.knobs} {entry.weights}"
     digest = checkpoint.config_digest(config, described + trained_on["train"] + trained_on["validation"])
-    output.remark(f"standing on {name}; compiling")
+    output.remark(f"standing on {name}")
+    judged, searched_s = _searched(config, course, exam, base, out / SEARCHED, digest, anew=anew)
+    if judged is not None:
+        base = assemble.with_waiting(base, judged)
+    output.remark("compiling")
+    exam = courses.padded(exam, course.nodes)
     one = _possible(lambda: trainer.prepare(config, course, exam, base.score, base.sharpness))
-    return _Run(config, base, course, exam, one, digest, trained_on, config.jobs >= WIDE_JOBS)
+    wide = config.jobs >= WIDE_JOBS
+    return _Run(config, base, course, exam, one, digest, trained_on, wide, judged, searched_s)
+
+
+def _searched(
+    config: Config, course: Course, exam: Course, base: Base, place: Path, digest: str, *, anew: bool
+) -> tuple[Judged | None, float]:
+    """What waiting is worth below a linear scorer, and the seconds it took to find; an earlier run's, if there."""
+    from dwcp.allocation.learn import checkpoint, search
+
+    if not config.generations or config.algorithm == "canonical" or "base.linear" not in base.weights:
+        return None, 0.0
+    if not anew and place.is_file() and (known := checkpoint.load_search(place.read_bytes(), digest)):
+        output.remark("going on from what was searched")
+        return known
+    begun = time.monotonic()
+    plan = search.Plan(config.seed, config.generations, config.pairs, config.sitting)
+    found = search.judged(search.search(plan, course, base.score, output.remark), exam, base.score)
+    seconds = time.monotonic() - begun
+    output.remark(
+        f"waiting: {found.difference:+.3f} $ per window [{found.low:+.3f}, {found.high:+.3f}] from {base.name}, "
+        + ("kept" if found.kept else "dropped")
+    )
+    place.parent.mkdir(parents=True, exist_ok=True)
+    _put(place, checkpoint.dump_search(found, seconds, digest))
+    return found, seconds
 
 
 def _run(run: _Run, out: Path, *, minutes: float, anew: bool) -> tuple[Standing, float]:
@@ -381,7 +373,12 @@ def _written(run: _Run, standing: Standing, out: Path, *, seconds: float, share:
     from dwcp.allocation.learn import assemble, card, courses, curves, fleets, trainer
     from dwcp.allocation.policies import learned
 
-    figures = {"train_seconds": round(seconds, 1)} | ({"env_share": _env_share(run.one)} if share else {})
+    figures = {
+        "train_seconds": round(seconds + run.searched_s, 1),
+        "search_seconds": round(run.searched_s, 1),
+    }
+    figures |= assemble.search_figures(run.judged, run.config)
+    figures |= {"env_share": _env_share(run.one)} if share else {}
     title = f"{run.config.algorithm}, seed {run.config.seed}, on {run.base.name}"
     rule_cost = float(run.one.rule_cost.mean())
     _put(out / CURVES, curves.picture(standing.points, title=title, rule_cost=rule_cost).encode())

@@ -99,7 +99,7 @@ def test_a_run_becomes_a_model_that_loads() -> None:
     assert found.outside({"nodes": 17.0, "wan": found.manifest.bounds["wan"][0]}) == ("nodes",)
     np.testing.assert_allclose(
         learned.scorer(found.weights)(view, np),
-        learned.scorer({**actor, **learned.nothing_searched(), **base.weights})(view, np),
+        learned.scorer({**actor, **base.weights})(view, np),
         atol=1e-6,
     )
     with pytest.raises(ModelRefused):

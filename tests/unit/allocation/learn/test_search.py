@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 from tests.unit.allocation.learn import grounds
-from tests.unit.allocation.serving import placers
 
 from dwcp.allocation.env.rollout import rollout, total
 from dwcp.allocation.env.weights import WEIGHTS
@@ -14,6 +13,8 @@ from dwcp.allocation.fleet import Floats, Ints
 from dwcp.allocation.learn import search
 from dwcp.allocation.learn.search import Plan
 from dwcp.allocation.policies import learned
+from dwcp.allocation.policies.admission import SIZE
+from dwcp.allocation.policies.linear import linear, start
 
 
 def planted(at: Floats) -> Callable[[Floats, Ints], Floats]:
@@ -26,24 +27,19 @@ def planted(at: Floats) -> Callable[[Floats, Ints], Floats]:
     return lost
 
 
-def model() -> dict[str, np.ndarray]:
-    """A network that has its say, and no layer yet."""
-    return placers.weights() | learned.nothing_searched()
-
-
 def silent(_text: str) -> None:
     """Nobody listens."""
 
 
 def test_it_finds_a_planted_optimum() -> None:
     """Goal: the descent descends in all its numbers. Method: an optimum one spread away; most of the loss goes."""
-    at = search.SPREAD * np.where(np.arange(search.SIZE) % 2, 1.0, -1.0)
-    lost, config = planted(at), Plan(generations=120, pairs=12, sitting=2)
+    at = search.SPREAD * np.where(np.arange(SIZE) % 2, 1.0, -1.0)
+    lost, plan = planted(at), Plan(0, generations=120, pairs=12, sitting=2)
 
-    found = search.climbed(config, 8, lost, silent)
+    found = search.climbed(plan, 8, lost, silent)
 
     none = np.zeros(1, dtype=np.int64)
-    assert lost(found[None], none)[0] < 0.15 * lost(np.zeros((1, search.SIZE)), none)[0]
+    assert lost(found[None], none)[0] < 0.15 * lost(np.zeros((1, SIZE)), none)[0]
 
 
 def test_a_seed_is_a_course_of_its_own() -> None:
@@ -52,8 +48,8 @@ def test_a_seed_is_a_course_of_its_own() -> None:
     heard: list[str] = []
     found = [
         search.search(
-            Plan(generations=2, pairs=2, sitting=2, seed=seed), grounds.course(), model(), heard.append
-        )["admit"]
+            Plan(seed, generations=2, pairs=2, sitting=2), grounds.course(), linear(start()), heard.append
+        )
         for seed in (1, 1, 2)
     ]
 
@@ -63,24 +59,35 @@ def test_a_seed_is_a_course_of_its_own() -> None:
 
 
 def test_no_generations_find_nothing() -> None:
-    """Goal: without a search the model begins as its rule. Method: none; layers of zeros, the model's shapes."""
-    found = search.search(Plan(generations=0), grounds.course(), model(), silent)
+    """Goal: without a search the scorer stays as it is. Method: none; zeros."""
+    found = search.search(Plan(0, 0, 2, 2), grounds.course(), linear(start()), silent)
 
-    for name, array in learned.nothing_searched().items():
-        np.testing.assert_array_equal(found[name], array)
+    np.testing.assert_array_equal(found, np.zeros(SIZE))
 
 
-def test_what_is_searched_is_what_is_served() -> None:
-    """Goal: candidates side by side cost what the model with their layers costs. Method: two random candidates on
-    the windows of a course, side by side and each as a model."""
+def test_what_is_searched_is_what_a_model_stands_on() -> None:
+    """Goal: candidates side by side cost what the base policy with their weights costs. Method: two random candidates
+    on the windows of a course, side by side and each as the arrays of a model."""
     course, rng = grounds.course(stale=True), np.random.default_rng(5)
-    found = rng.standard_normal((2, search.SIZE)) * search.SPREAD
+    found = rng.standard_normal((2, SIZE)) * search.SPREAD
     everything = np.arange(course.windows)
 
-    beside = search.costs(course, everything, search.candidates(model(), found, course.windows), 2)
+    beside = search.costs(course, everything, search.candidates(linear(start()), found, course.windows), 2)
 
     for row, own in zip(beside, found, strict=True):
-        alone = total(
-            rollout(course.episodes, course.states, learned.scorer(model() | search.unpacked(own))), WEIGHTS
-        )
+        arrays = learned.base_linear(start(), sharpness=1.0, admit=own)
+        alone = total(rollout(course.episodes, course.states, learned.base_policy(arrays)), WEIGHTS)
         np.testing.assert_allclose(row, alone, rtol=1e-6)
+
+
+def test_what_does_not_win_is_not_kept() -> None:
+    """Goal: weights that make everybody wait are dropped, and nothing found changes nothing. Method: both judged."""
+    course, scorer = grounds.course(), linear(start())
+
+    worse = search.judged(np.full(SIZE, 9.0), course, scorer)
+    same = search.judged(np.zeros(SIZE), course, scorer)
+
+    assert worse.difference > 0
+    assert not worse.kept
+    assert same.difference == 0.0
+    assert not same.kept

@@ -11,6 +11,7 @@ from blake3 import blake3
 
 from dwcp.allocation import heuristics
 from dwcp.allocation.policies import learned
+from dwcp.allocation.policies.linear import FEATURE_MAX
 from dwcp.allocation.policies.rules import Knobs
 from dwcp.models import artefact
 from dwcp.models.artefact import Golden, Made
@@ -33,11 +34,7 @@ def weights(seed: int = 0, *, wide: int = 16, rule: str = "balance") -> dict[str
         name: (rng.standard_normal(shape) / shape[0] ** 0.5).astype(np.float32)
         for name, shape in shapes.items()
     }
-    products = {
-        name: rng.normal(0.0, 0.2, array.shape).astype(np.float32)
-        for name, array in learned.nothing_searched().items()
-    }
-    return found | products | learned.base_weights(rule, Knobs(money=1.0), sharpness=20.0)
+    return found | learned.base_weights(rule, Knobs(money=1.0), sharpness=20.0)
 
 
 def made(
@@ -61,7 +58,7 @@ def made(
     rng = np.random.default_rng(seed)
     row = rng.random(3 * len(learned.NODE) + len(learned.CONTEXT)).astype(np.float32)[None, :]
     golden = Golden(tuple(row[0].tolist()), tuple(learned.forward(own, row)[0].tolist()))
-    ranges = dict.fromkeys((*learned.NODE, *learned.CONTEXT), (-learned.FEATURE_MAX, learned.FEATURE_MAX))
+    ranges = dict.fromkeys((*learned.NODE, *learned.CONTEXT), (-FEATURE_MAX, FEATURE_MAX))
     return artefact.make(
         name=learned.NAME,
         version=f"{LABEL}-{seed}",

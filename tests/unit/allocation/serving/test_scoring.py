@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.unit.allocation.serving import placers
 
 from dwcp.allocation.heuristics import DEFAULT, HEURISTICS
-from dwcp.allocation.policies import learned
+from dwcp.allocation.policies import admission, learned
 from dwcp.allocation.policies.linear import start
 from dwcp.allocation.policies.rules import RULES, Knobs, policy
 from dwcp.allocation.serving.chain import Rule
@@ -61,7 +61,8 @@ def test_it_bids_like_the_reference(linear: bool, seed: int, count: int) -> None
     own = placers.weights(seed % 5)
     if linear:
         own = {name: array for name, array in own.items() if not name.startswith("base")}
-        own |= learned.base_linear(start(), sharpness=3.0)
+        admit = rng.normal(0.0, 0.5, admission.SIZE) * (seed % 3 > 0)
+        own |= learned.base_linear(start(), sharpness=3.0, admit=admit)
     nodes, wanted = scene(rng, count), workload(rng)
     view = view_of(nodes, wanted)
 
